@@ -1,0 +1,240 @@
+"""What all accountants share: composition, validation, and the answer as bounds.
+
+An accountant adds only its own mathematics: `_epsilon` and `_delta` for a list of
+(mechanism, count) pairs. Equal mechanisms are merged here, once, for all of them.
+"""
+
+import abc
+import dataclasses
+import decimal
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from accounting.events import (
+    Event,
+    GaussianEvent,
+    PoissonSampledEvent,
+    UnsupportedEventError,
+    UnverifiedSamplingEvent,
+    checked_count,
+    merge_counts,
+)
+from accounting.relations import NeighboringRelation
+
+if TYPE_CHECKING:
+    from accounting.ledger import Ledger
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounds:
+    """An answer with its error: lower <= truth <= upper, estimate in between.
+
+    Attributes:
+        lower: never above the truth; 0 where the accountant has no lower bound.
+        estimate: the best single number.
+        upper: never below the truth; the number to promise.
+        converged: False if the bracket is wider than it should be (it still holds).
+    """
+
+    lower: float
+    estimate: float
+    upper: float
+    converged: bool
+
+    def __post_init__(self) -> None:
+        if not self.lower <= self.estimate <= self.upper:
+            raise ValueError(
+                f"Bounds are out of order: lower={self.lower!r},"
+                f" estimate={self.estimate!r}, upper={self.upper!r}. An upper bound"
+                " below the lower one promises what is not true. Pass them in order."
+            )
+
+    def __str__(self) -> str:
+        if self.upper == math.inf:
+            return "unbounded" if self.lower == 0 else f"at least {self.lower:.4g}"
+        if self.lower == self.upper:
+            return f"{self.upper:.4g}"
+        upper = _rounded(self.upper, decimal.ROUND_CEILING)
+        if self.lower == 0:
+            return f"at most {upper}"
+        return f"between {_rounded(self.lower, decimal.ROUND_FLOOR)} and {upper}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe mapping; infinity, which JSON lacks, is the text "infinity"."""
+        return {
+            name: "infinity" if value == math.inf else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def _rounded(value: float, rounding: str) -> str:
+    """Four significant digits, rounded outward so that the printed bound holds."""
+    context = decimal.Context(prec=4, rounding=rounding)
+    return f"{float(context.create_decimal(value)):.4g}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampledGaussian:
+    """The mechanism every known event reduces to; probability 1 is no sampling."""
+
+    sampling_probability: float
+    noise_multiplier: float
+
+
+Composition = tuple[tuple[SampledGaussian, int], ...]
+
+
+class Accountant(Protocol):
+    """What a caller may ask of any accountant."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def relation(self) -> NeighboringRelation: ...
+
+    def compose(self, event: Event, count: int = 1) -> Self: ...
+
+    def compose_ledger(self, ledger: "Ledger") -> Self: ...
+
+    def epsilon(self, delta: float) -> Bounds: ...
+
+    def delta(self, epsilon: float) -> Bounds: ...
+
+
+class ComposingAccountant(abc.ABC):
+    """Base of the accountants: keeps what was composed, answers the plain cases.
+
+    Guarantees:
+        compose(event, n) equals n times compose(event), in any order. Sampling
+        probability 0 costs nothing. Noise 0 makes epsilon infinite. Nothing composed
+        means epsilon 0.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    ) -> None:
+        if not isinstance(relation, NeighboringRelation):
+            raise ValueError(
+                f"relation is {relation!r}, not a NeighboringRelation. An epsilon has"
+                " no meaning without it. Pass NeighboringRelation.ADD_OR_REMOVE_ONE,"
+                " REPLACE_ONE or ZERO_OUT."
+            )
+        self._relation = relation
+        self._composition: Composition = ()
+
+    @property
+    def relation(self) -> NeighboringRelation:
+        """The relation every answer is stated under."""
+        return self._relation
+
+    def compose(self, event: Event, count: int = 1) -> Self:
+        """Adds count releases of the event and returns the accountant itself.
+
+        Raises:
+            UnsupportedEventError: no bound is known for the event and relation.
+            ValueError: count is not a whole number >= 1.
+        """
+        mechanism = _mechanism(event, self.name, self._relation)
+        count = checked_count(count)
+        if mechanism.sampling_probability > 0:
+            self._composition = merge_counts(
+                (*self._composition, (mechanism, count)),
+            )
+        return self
+
+    def compose_ledger(self, ledger: "Ledger") -> Self:
+        """Adds everything a ledger has recorded and returns the accountant itself."""
+        for release in ledger.releases:
+            self.compose(release.event, release.count)
+        return self
+
+    def epsilon(self, delta: float) -> Bounds:
+        """Smallest epsilon for which everything composed is (epsilon, delta)-DP.
+
+        Args:
+            delta: in (0, 1), the probability with which epsilon may fail.
+
+        Returns:
+            Bounds on epsilon; promise `upper`.
+
+        Raises:
+            ValueError: delta outside (0, 1).
+        """
+        if not 0 < delta < 1:
+            raise ValueError(
+                f"delta is {delta!r}, outside (0, 1). It is the probability with which"
+                " the promise may fail, and must be far below 1 / number of examples."
+                " Pass for example 1e-6."
+            )
+        if not self._composition:
+            return Bounds(0.0, 0.0, 0.0, True)
+        if any(mechanism.noise_multiplier == 0 for mechanism, _ in self._composition):
+            return Bounds(0.0, math.inf, math.inf, True)
+        return self._epsilon(self._composition, float(delta))
+
+    def delta(self, epsilon: float) -> Bounds:
+        """Smallest delta for which everything composed is (epsilon, delta)-DP.
+
+        Args:
+            epsilon: finite, >= 0.
+
+        Returns:
+            Bounds on delta, within [0, 1]; promise `upper`.
+
+        Raises:
+            ValueError: epsilon negative, infinite or NaN.
+        """
+        if not 0 <= epsilon < math.inf:
+            raise ValueError(
+                f"epsilon is {epsilon!r}, not a finite number >= 0. No probability"
+                " belongs to such a bound. Pass for example 2.0."
+            )
+        if not self._composition:
+            return Bounds(0.0, 0.0, 0.0, True)
+        if any(mechanism.noise_multiplier == 0 for mechanism, _ in self._composition):
+            return Bounds(0.0, 1.0, 1.0, True)
+        return self._delta(self._composition, float(epsilon))
+
+    @abc.abstractmethod
+    def _epsilon(self, composition: Composition, delta: float) -> Bounds:
+        """Bounds on epsilon; not empty, probabilities and noises above 0."""
+
+    @abc.abstractmethod
+    def _delta(self, composition: Composition, epsilon: float) -> Bounds:
+        """Bounds on delta; not empty, probabilities and noises above 0."""
+
+
+def _mechanism(
+    event: Event, accountant: str, relation: NeighboringRelation
+) -> SampledGaussian:
+    """Reduces an event to a sampled Gaussian, or refuses it."""
+    match event:
+        case GaussianEvent(noise_multiplier):
+            return SampledGaussian(1.0, noise_multiplier)
+        case PoissonSampledEvent(probability, GaussianEvent(noise_multiplier)):
+            return SampledGaussian(probability, noise_multiplier)
+        case UnverifiedSamplingEvent(GaussianEvent(noise_multiplier)):
+            if relation is not NeighboringRelation.ADD_OR_REMOVE_ONE:
+                return SampledGaussian(1.0, noise_multiplier)
+            raise UnsupportedEventError(
+                event,
+                accountant,
+                relation.value,
+                "Adding or removing one example of a ready-made sequence of batches"
+                " shifts every later batch, so no bound holds.",
+                "Pass arrays to fit or use PoissonLoader, so that the library draws the"
+                " batches; or state the guarantee under zero_out.",
+            )
+    raise UnsupportedEventError(
+        event,
+        accountant,
+        relation.value,
+        "It is none of GaussianEvent, PoissonSampledEvent(GaussianEvent) and"
+        " UnverifiedSamplingEvent(GaussianEvent), and a guess could understate"
+        " epsilon.",
+        "State the release as one of these; for nested Poisson sampling multiply the"
+        " probabilities.",
+    )

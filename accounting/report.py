@@ -1,0 +1,236 @@
+"""The statement a user may publish: what was released, and what it does not cover."""
+
+import dataclasses
+import importlib
+import json
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from accounting.accountant import Accountant, Bounds
+from accounting.events import Event, PoissonSampledEvent, UnverifiedSamplingEvent
+from accounting.ledger import Ledger, Release
+from accounting.rdp import RdpAccountant
+from accounting.relations import NeighboringRelation
+
+SCHEMA_VERSION = 1
+UNIT = "one example"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caveat:
+    """A limit of the statement: an id that stays the same, and its text."""
+
+    id: str
+    text: str
+
+
+_TEXTS = {
+    "insecure_noise": (
+        "Part of the noise came from a source meant for tests. Whoever knows its seed"
+        " can remove it, so this is no privacy guarantee at all."
+    ),
+    "no_noise": (
+        "Part of the releases carried no noise. Epsilon is infinite, which is no"
+        " privacy guarantee."
+    ),
+    "delta_too_large": (
+        "Delta is not below 1 / number of examples. A method that publishes one example"
+        " at random could meet it; choose a delta well below that."
+    ),
+    "unverified_sampling": (
+        "Part of the batches was ready-made. The library did not draw them, so no"
+        " amplification by sampling is counted, and the statement holds only if each"
+        " example occupies at most one place of a batch."
+    ),
+    "printed_metrics": (
+        "Training losses and metrics shown during training are computed from the data"
+        " without noise. The statement does not cover them, nor what was decided by"
+        " looking at them."
+    ),
+    "tuning": (
+        "Earlier trainings on the same data, such as a search for hyper-parameters, are"
+        " not counted."
+    ),
+    "ledger_scope": (
+        "The ledger counts from where it started. Weights trained elsewhere, loaded"
+        " without the ledger (compile=False), cloned or copied start a new ledger, and"
+        " what they had spent is not in it."
+    ),
+    "all_checkpoints": (
+        "The statement covers the final model together with all intermediate models."
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrivacyReport:
+    """What was released and what it says about one example.
+
+    Attributes:
+        releases: kinds of releases with their counts, as recorded.
+        relation: the neighboring relation of the statement.
+        delta: probability with which epsilon may fail.
+        epsilon: bounds on epsilon at delta.
+        accountant: name of the method that computed the bounds.
+        version: version of the accounting package.
+        population: number of examples if known.
+        is_private: False if the noise was not secret.
+        caveats: what the statement does not cover.
+    """
+
+    releases: tuple[Release, ...]
+    relation: NeighboringRelation
+    delta: float
+    epsilon: Bounds
+    accountant: str
+    version: str
+    population: int | None
+    is_private: bool
+    caveats: tuple[Caveat, ...]
+
+    def __str__(self) -> str:
+        if not self.releases:
+            return (
+                "Privacy statement: nothing was released yet."
+                f" Epsilon is 0 at delta {self.delta:g} ({self.relation.value})."
+            )
+        claim = f"epsilon {self.epsilon} at delta {self.delta:g}"
+        if not self.is_private:
+            claim = f"NOT PRIVATE (insecure noise); with secret noise {claim}"
+        lines = [
+            f"Privacy statement: {claim}",
+            f"  Unit: {UNIT}. Relation: {self.relation.value}.",
+            *_wrapped(self.relation.description, "  ", hang=""),
+            f"  Sampling: {'; '.join(self.sampling())}.",
+            "  Released:",
+        ]
+        for release in self.releases:
+            lines.append(f"    {release.count} x {release.event.describe()},")
+            lines.append(
+                f"        clip norm {release.l2_norm_clip:g},"
+                f" noise from {release.noise_source}"
+            )
+        lines.append(f"  Accountant: {self.accountant}, accounting {self.version}.")
+        lines.append("  Caveats:")
+        for caveat in self.caveats:
+            lines += _wrapped(f"[{caveat.id}] {caveat.text}", "    ")
+        return "\n".join(lines)
+
+    def sampling(self) -> tuple[str, ...]:
+        """Each way in which batches were formed, in words."""
+        return tuple(dict.fromkeys(_sampling(r.event) for r in self.releases))
+
+    def to_json(self) -> str:
+        """The statement as one JSON object; infinity is the text "infinity"."""
+        content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "accounting_version": self.version,
+            "accountant": self.accountant,
+            "unit": UNIT,
+            "relation": self.relation.value,
+            "relation_meaning": self.relation.description,
+            "delta": self.delta,
+            "epsilon": self.epsilon.to_dict(),
+            "is_private": self.is_private,
+            "population": self.population,
+            "sampling": list(self.sampling()),
+            "releases": [
+                {
+                    "event": release.event.to_dict(),
+                    "count": release.count,
+                    "l2_norm_clip": release.l2_norm_clip,
+                    "noise_source": release.noise_source,
+                }
+                for release in self.releases
+            ],
+            "caveats": [dataclasses.asdict(caveat) for caveat in self.caveats],
+        }
+        return json.dumps(content, indent=2, allow_nan=False)
+
+
+def privacy_report(
+    ledger: Ledger,
+    delta: float,
+    *,
+    relation: NeighboringRelation | None = None,
+    population: int | None = None,
+    accountant: Callable[[NeighboringRelation], Accountant] = RdpAccountant,
+) -> PrivacyReport:
+    """States what a ledger's releases reveal about one example.
+
+    Args:
+        ledger: what was released.
+        delta: in (0, 1), should be well below 1 / population.
+        relation: None means the strongest that has a bound for the ledger.
+        population: number of examples, if it may be published.
+        accountant: relation -> accountant.
+
+    Returns:
+        The report; print it, or take `to_json()`.
+
+    Raises:
+        ValueError: delta or population out of range.
+        UnsupportedEventError: the relation asked for has no bound for an event.
+    """
+    if population is not None and not population >= 1:
+        raise ValueError(
+            f"population is {population!r}, not a number of examples. Delta is compared"
+            " with 1 / population. Pass the number of examples, or None."
+        )
+    # One copy, so that a step charged meanwhile is in all lines or in none.
+    ledger = Ledger.from_json(ledger.to_json())
+    if relation is None:
+        relation = ledger.supported_relation()
+    composed = accountant(relation).compose_ledger(ledger)
+    epsilon = composed.epsilon(delta)
+    is_unverified = any(
+        isinstance(release.event, UnverifiedSamplingEvent) for release in ledger
+    )
+    present = {
+        "insecure_noise": not ledger.is_private,
+        "no_noise": epsilon.upper == float("inf"),
+        "delta_too_large": population is not None and delta >= 1 / population,
+        "unverified_sampling": is_unverified,
+    }
+    has_releases = ledger.total > 0
+    return PrivacyReport(
+        releases=ledger.releases,
+        relation=relation,
+        delta=delta,
+        epsilon=epsilon,
+        accountant=composed.name,
+        version=package_version(),
+        population=population,
+        is_private=ledger.is_private,
+        caveats=tuple(
+            Caveat(id, text)
+            for id, text in _TEXTS.items()
+            if present.get(id, has_releases)
+        ),
+    )
+
+
+def package_version() -> str:
+    """Version of accounting; looked up late, for the package imports this module."""
+    return str(importlib.import_module("accounting").__version__)
+
+
+def _sampling(event: Event) -> str:
+    """How batches were formed for one kind of release."""
+    match event:
+        case PoissonSampledEvent(probability, _):
+            return f"Poisson, each example with probability {probability:.6g} per step"
+        case UnverifiedSamplingEvent():
+            return "ready-made batches, no amplification counted"
+    return "none, every example in every step"
+
+
+def _wrapped(text: str, indent: str, hang: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text,
+        79,
+        initial_indent=indent,
+        subsequent_indent=indent + hang,
+        break_on_hyphens=False,
+    )
