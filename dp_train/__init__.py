@@ -1,0 +1,38 @@
+"""Differentially private training for Keras 3: the public names."""
+
+from accounting import __version__
+from dp_train import testing
+from dp_train.callbacks import BudgetStop, EpsilonLogger
+from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
+from dp_train.loader import PoissonLoader
+from dp_train.model import clipped_gradients, make_private
+from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.optimizers.short_names import (
+    DPSGD,
+    DPAdagrad,
+    DPAdam,
+    DPAdamW,
+    DPRMSprop,
+)
+from dp_train.values import Batch, ClippedSum
+
+__all__ = [
+    "DPSGD",
+    "Batch",
+    "BudgetSpentError",
+    "BudgetStop",
+    "ClippedSum",
+    "DPAdagrad",
+    "DPAdam",
+    "DPAdamW",
+    "DPOptimizer",
+    "DPRMSprop",
+    "EpsilonLogger",
+    "NotPrivateError",
+    "PoissonLoader",
+    "PrivacyWarning",
+    "__version__",
+    "clipped_gradients",
+    "make_private",
+    "testing",
+]

@@ -1,0 +1,178 @@
+"""Callbacks that read the ledger: epsilon while training, and a stop at the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from accounting import BudgetSpentError, GaussianEvent, RdpAccountant, calibrate
+from dp_train.errors import NotPrivateError
+from dp_train.model import PrivateTraining
+
+
+class _PrivacyCallback(keras.callbacks.Callback):
+    """A callback of a private model."""
+
+    runs_first = True
+
+    def set_model(self, model: Any) -> None:
+        """Refuses models without a ledger."""
+        if not isinstance(model, PrivateTraining):
+            raise NotPrivateError(
+                f"{type(self).__name__} was given to a plain Keras model. It reads the "
+                "ledger of private training, and this model has none. Call "
+                "model = dp_train.make_private(model) first."
+            )
+        super().set_model(model)
+
+
+class EpsilonLogger(_PrivacyCallback):
+    """Shows the epsilon spent so far: progress bar, History and TensorBoard.
+
+    Sets logs["epsilon"] after every batch and epoch, from the releases that were
+    executed. With `log_dir`, writes the scalar "privacy/epsilon" against the number of
+    releases; TensorBoard need not be installed for that.
+
+    Args:
+        delta: in (0, 1), well below 1 / examples.
+        log_dir: directory for TensorBoard event files, or None.
+        update_freq: "epoch", or the number of releases between two scalars.
+
+    Raises:
+        ValueError: delta is outside (0, 1), or update_freq is neither.
+    """
+
+    def __init__(
+        self, delta: float, log_dir: Any = None, update_freq: str | int = "epoch"
+    ) -> None:
+        super().__init__()
+        self.delta = _checked_delta(delta)
+        if update_freq != "epoch" and not (
+            isinstance(update_freq, int) and update_freq >= 1
+        ):
+            raise ValueError(
+                f"update_freq must be 'epoch' or a positive integer. Received: "
+                f"update_freq={update_freq!r}. It says how often a scalar is written. "
+                "Use 'epoch'."
+            )
+        self.update_freq = update_freq
+        self.log_dir = log_dir
+        self._writer: Any = None
+        self._written = 0
+
+    def epsilon(self) -> float:
+        """Upper bound on epsilon at `delta` for the releases so far."""
+        ledger = self.model.privacy_ledger
+        accountant = RdpAccountant(ledger.supported_relation())
+        return accountant.compose_ledger(ledger).epsilon(self.delta).upper
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Opens the event file."""
+        if self.log_dir is not None:
+            self._writer = tf.summary.create_file_writer(str(self.log_dir))
+        self._written = self.model.privacy_ledger.total
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Sets logs["epsilon"]."""
+        epsilon = self.epsilon()
+        if logs is not None:
+            logs["epsilon"] = epsilon
+        if self.update_freq != "epoch":
+            if self.model.privacy_ledger.total - self._written >= self.update_freq:
+                self._write(epsilon)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Sets logs["epsilon"] and writes the scalar."""
+        epsilon = self.epsilon()
+        if logs is not None:
+            logs["epsilon"] = epsilon
+        self._write(epsilon)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, epsilon: float) -> None:
+        """One scalar; tf.summary.scalar would need TensorBoard installed."""
+        if self._writer is None:
+            return
+        self._written = self.model.privacy_ledger.total
+        metadata = tf.compat.v1.SummaryMetadata()
+        metadata.plugin_data.plugin_name = "scalars"
+        metadata.data_class = 1  # DATA_CLASS_SCALAR
+        with self._writer.as_default():
+            tf.summary.write(
+                "privacy/epsilon",
+                tf.constant(epsilon, tf.float32),
+                step=self._written,
+                metadata=metadata,
+            )
+
+
+class BudgetStop(_PrivacyCallback):
+    """Stops training before it would exceed (target_epsilon, target_delta).
+
+    At the start of a fit it finds the largest number of steps that the budget allows,
+    with everything spent before. A guard inside the compiled step enforces it, also
+    in the middle of `steps_per_execution`.
+
+    Args:
+        target_epsilon: > 0.
+        target_delta: in (0, 1).
+
+    Raises:
+        BudgetSpentError: when fit starts and not one step is left.
+    """
+
+    def __init__(self, target_epsilon: float, target_delta: float) -> None:
+        super().__init__()
+        if not 0 < target_epsilon < float("inf"):
+            raise ValueError(
+                f"target_epsilon must be positive and finite. Received: "
+                f"target_epsilon={target_epsilon!r}. Training stops before exceeding "
+                "it. Values from 0.5 to 10 are usual."
+            )
+        self.target_epsilon = target_epsilon
+        self.target_delta = _checked_delta(target_delta)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Finds the number of steps, and arms the guard."""
+        state = self.model._privacy
+        ledger = self.model.privacy_ledger
+        event = state.account.sampling.event(
+            GaussianEvent(self.model.optimizer.noise_multiplier)
+        )
+        steps = calibrate.steps(
+            self.target_epsilon,
+            self.target_delta,
+            event,
+            relation=ledger.supported_relation(event),
+            spent=ledger,
+        )
+        if steps == 0:
+            raise BudgetSpentError(
+                f"Not one more step stays within epsilon={self.target_epsilon} at "
+                f"delta={self.target_delta}, after {ledger.total} releases. A further "
+                "step would exceed the budget. Raise the budget, or the noise, or stop "
+                "here."
+            )
+        state.restrict(steps)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Ends fit once the guard holds the steps back."""
+        if self.model._privacy.is_exhausted:
+            self.model.stop_training = True
+
+
+def _checked_delta(delta: float) -> float:
+    if not 0 < float(delta) < 1:
+        raise ValueError(
+            f"delta must be strictly between 0 and 1. Received: delta={delta!r}. It is "
+            "the probability by which the guarantee may fail. Choose it well below "
+            "1 / examples, for instance 1e-5."
+        )
+    return float(delta)

@@ -1,0 +1,110 @@
+"""What one example's gradient is the gradient of: the model's own loss on it alone.
+
+Batch-of-one semantics by construction: custom losses, several outputs, sample weights
+and Keras masks mean for an example in a batch what they mean for it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dp_train import host
+from dp_train.gradients.structures import map_rows
+
+Rows = tuple[Any, Any, Any]
+"""(x, y, sample_weight): nested structures of tensors with a common first axis."""
+
+
+Outputs = tuple[tf.Tensor, Any, Any]
+"""(loss, predictions, masks): what the metrics need; of one example or stacked."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a model on one example, as a function of weights and random keys.
+
+    Attributes:
+        model: built and compiled (or with losses of its own).
+        variables: the trainable variables, in the model's order.
+        seed_states: state variables of the seed generators that a training call moves.
+    """
+
+    model: keras.Model
+    variables: Sequence[keras.Variable]
+    seed_states: Sequence[keras.Variable]
+
+    def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
+        """Advances each seed generator once and gives every example its own state.
+
+        Random layers must draw per example and per step. A key that does not vary
+        inside a vectorized map would give all examples the same dropout mask.
+
+        Returns:
+            One [count, 2] tensor for each seed state.
+        """
+        keys: list[tf.Tensor] = []
+        for state in self.seed_states:
+            base = tf.identity(tf.convert_to_tensor(state.value))
+            step = tf.constant([0, 1], base.dtype)
+            state.assign(base + step)
+            # Two generators may start from equal seeds: fold in the position.
+            seed = tf.random.experimental.stateless_fold_in(base, len(keys))
+            key = tf.random.stateless_uniform(
+                [count, 2],
+                seed=seed,
+                minval=None,
+                maxval=None,
+                dtype=tf.int32,
+                alg="philox",
+            )
+            keys.append(tf.cast(tf.abs(key), base.dtype))
+        return keys
+
+    def example(
+        self, weights: Sequence[tf.Tensor], row: Rows, keys: Sequence[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], Outputs]:
+        """Gradient, loss and predictions of one example, by plain autodiff.
+
+        Args:
+            weights: values of `variables`.
+            row: the example, without a batch axis.
+            keys: one [2] state for each seed state.
+
+        Returns:
+            Gradients in the shapes of the weights (zero where the loss does not reach
+            a weight), a scalar loss, and predictions without a batch axis.
+        """
+        x, y, sample_weight = map_rows(lambda t: t[None], row)
+        mapping = [
+            *zip(self.variables, weights, strict=True),
+            *zip(self.seed_states, keys, strict=True),
+        ]
+        with (
+            host.without_regularization_losses(self.model),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+        ):
+            tape.watch(weights)
+            with keras.StatelessScope(mapping, collect_losses=True):
+                y_pred = host.call_model(self.model, x)
+                loss = host.compute_loss(self.model, x, y, y_pred, sample_weight)
+                total = tf.reduce_sum(tf.convert_to_tensor(loss))
+        gradients = tape.gradient(
+            total, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        masks = map_rows(lambda t: _without_batch_axis(host.get_mask(t)), y_pred)
+        outputs = (total, map_rows(lambda t: t[0], y_pred), masks)
+        return [tf.convert_to_tensor(g) for g in gradients], outputs
+
+
+def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:
+    return None if mask is None else mask[0]
+
+
+def weight_values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
+    """The current values, as tensors that a tape can watch."""
+    return [tf.identity(tf.convert_to_tensor(v.value)) for v in variables]

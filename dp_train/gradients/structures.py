@@ -1,0 +1,88 @@
+"""Nested structures of tensors, in which None is a place without a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def map_rows(function: Callable[[tf.Tensor], Any], structure: Any) -> Any:
+    """`function` on every tensor of a structure; None stays None."""
+    return keras.tree.map_structure(
+        lambda t: None if t is None else function(t), structure, none_is_leaf=True
+    )
+
+
+def tensors(structure: Any) -> list[tf.Tensor]:
+    """The tensors of a structure in order, without the Nones."""
+    return [t for t in keras.tree.flatten(structure) if t is not None]
+
+
+def restored(structure: Any, values: Sequence[Any]) -> Any:
+    """`structure` with its tensors replaced, in order, by `values`."""
+    remaining = iter(values)
+    return map_rows(lambda _: next(remaining), structure)
+
+
+def row_count(rows: Any) -> tf.Tensor:
+    """Number of rows, a scalar int32 tensor."""
+    return tf.shape(tensors(rows)[0])[0]
+
+
+def accumulate(
+    step: Callable[[tf.Tensor], tuple[list[tf.Tensor], Any]], count: tf.Tensor
+) -> tuple[list[tf.Tensor], Any]:
+    """Runs step(0), ..., step(count - 1): adds the first results, stacks the second.
+
+    Args:
+        step: maps a scalar int32 index to (sums, outputs); traced once.
+        count: number of steps, >= 0.
+
+    Returns:
+        (sums, outputs): zeros and empty stacks for count 0.
+    """
+    structure: list[Any] = []
+
+    @tf.function(autograph=False)
+    def flat_step(i: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        sums, outputs = step(i)
+        structure[:] = [outputs]
+        return sums, tensors(outputs)
+
+    like_sums, like_outputs = flat_step.get_concrete_function(
+        tf.TensorSpec([], tf.int32)
+    ).structured_outputs
+
+    def body(i: tf.Tensor, sums: list[Any], arrays: list[Any]) -> Any:
+        added, outputs = flat_step(i)
+        sums = [s + a for s, a in zip(sums, added, strict=True)]
+        arrays = [a.write(i, o) for a, o in zip(arrays, outputs, strict=True)]
+        return i + 1, sums, arrays
+
+    _, sums, arrays = tf.while_loop(
+        lambda i, *_: i < count,
+        body,
+        (
+            tf.constant(0),
+            [tf.zeros(s.shape, s.dtype) for s in like_sums],
+            [
+                tf.TensorArray(o.dtype, count, element_shape=o.shape)
+                for o in like_outputs
+            ],
+        ),
+        # Iterations in parallel would hold the gradients of several at once.
+        parallel_iterations=1,
+    )
+    return sums, restored(structure[0], [_stacked(a, count) for a in arrays])
+
+
+def _stacked(array: tf.TensorArray, count: tf.Tensor) -> tf.Tensor:
+    """All elements; none at all have no sizes, so unknown axes are then empty."""
+    shape = array.element_shape
+    if shape.is_fully_defined():
+        return array.stack()
+    empty = [0, *(size or 0 for size in shape)]
+    return tf.cond(count > 0, array.stack, lambda: tf.zeros(empty, array.dtype))

@@ -1,0 +1,192 @@
+"""Loaders whose sampling is known, because they draw it themselves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dp_train import host
+from dp_train.sampling import PoissonSampling
+from dp_train.values import Batch
+
+
+class PoissonLoader(keras.utils.PyDataset):
+    """Poisson-sampled batches of arrays: each example enters by its own coin.
+
+    Batch sizes vary around `batch_size`, and a batch may be empty; that is what the
+    amplification by sampling is proved for. `model.fit(x, y, batch_size=B)` makes one
+    by itself. Pass a loader to fit, or iterate over it in a custom loop, where each
+    element is a Batch for `dp_train.clipped_gradients`.
+
+    Args:
+        x, y: arrays [N, ...], or dicts, lists and tuples of such arrays.
+        sample_weight: [N, ...] weights, applied to the loss before clipping.
+        batch_size: expected batch size B, in (0, N].
+        steps_per_epoch: batches in an epoch; default ceil(N / B).
+
+    Raises:
+        ValueError: batch_size above N, arrays of different lengths, or arrays that are
+            not dense numbers.
+
+    Example:
+        >>> import numpy as np, dp_train
+        >>> loader = dp_train.PoissonLoader(np.zeros((1000, 4)), batch_size=100)
+        >>> len(loader), loader.sampling.sampling_probability
+        (10, 0.1)
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: float,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._arrays = tuple(
+            None if a is None else keras.tree.map_structure(_dense, a)
+            for a in (x, y, sample_weight)
+        )
+        lengths = {len(a) for a in keras.tree.flatten(self._arrays) if a is not None}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"x, y and sample_weight have different numbers of examples: "
+                f"{sorted(lengths)}. An example must keep its label and weight. Pass "
+                "arrays with equal first axes."
+            )
+        self.sampling = PoissonSampling(lengths.pop(), batch_size)
+        self._steps = steps_per_epoch or math.ceil(
+            self.sampling.population / batch_size
+        )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._steps
+
+    def _draw(self) -> tuple[Any, Any, Any]:
+        """A fresh draw; nothing of it is remembered."""
+        indices = self.sampling.indices()
+        x, y, sample_weight = (
+            None
+            if a is None
+            else keras.tree.map_structure(lambda t: t.take(indices, axis=0), a)
+            for a in self._arrays
+        )
+        return x, y, sample_weight
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """A fresh draw whatever the index: Keras peeks, prefetches and discards."""
+        x, y, sample_weight = self._draw()
+        data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        return data if isinstance(data, tuple) else (data,)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """An epoch of batches for a custom loop, each good for one release."""
+        for _ in range(len(self)):
+            yield Batch(*self._draw(), sampling=self.sampling)
+
+
+def _dense(array: Any) -> np.ndarray[Any, Any]:
+    """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
+    dense = np.asarray(array)
+    if dense.dtype == object or dense.ndim == 0:
+        raise ValueError(
+            f"The data holds an array of dtype {dense.dtype} and rank {dense.ndim} "
+            f"(from {type(array).__name__}). Poisson sampling picks rows of dense "
+            "arrays. Convert it to a NumPy array of numbers, [examples, ...]."
+        )
+    if (
+        np.issubdtype(dense.dtype, np.floating)
+        and dense.dtype.name != keras.config.floatx()
+    ):
+        dense = dense.astype(keras.config.floatx())
+    return dense
+
+
+def is_batched(x: Any) -> bool:
+    """Whether somebody else already made batches of the data."""
+    return (
+        isinstance(x, (keras.utils.PyDataset, tf.data.Dataset, types.GeneratorType))
+        or hasattr(x, "__next__")
+        or type(x).__module__.startswith("torch.utils.data")
+        or isinstance(x, tf.distribute.DistributedDataset)
+    )
+
+
+def poisson_loader(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    class_weight: dict[int, float] | None,
+    batch_size: int | None,
+    steps_per_epoch: int | None,
+) -> tuple[PoissonLoader, Any]:
+    """The loader that fit samples from, and its sampling."""
+    if isinstance(x, PoissonLoader):
+        given = {
+            "y": y,
+            "sample_weight": sample_weight,
+            "class_weight": class_weight,
+            "batch_size": batch_size,
+            "steps_per_epoch": steps_per_epoch,
+        }
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise ValueError(
+                f"fit received a PoissonLoader together with {', '.join(named)}. The "
+                "loader decides these itself. Pass them to PoissonLoader instead."
+            )
+        return x, x.sampling
+    if class_weight is not None:
+        if sample_weight is not None:
+            raise ValueError(
+                "class_weight and sample_weight were both given. Which one should "
+                "weight the loss is not clear. Multiply them into sample_weight."
+            )
+        sample_weight = host.class_weight_to_sample_weight(y, class_weight)
+    loader = PoissonLoader(
+        x,
+        y,
+        sample_weight,
+        batch_size=32 if batch_size is None else batch_size,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return loader, loader.sampling
+
+
+def peeked(x: Any) -> tuple[Any, Any]:
+    """(data, first batch as (x, y, sample_weight)); no batch is lost."""
+    if isinstance(x, keras.utils.PyDataset):
+        first = x[0]
+    elif hasattr(x, "__next__"):
+        first = next(x)
+        rest = x
+
+        def generator() -> Iterator[Any]:
+            yield from itertools.chain([first], rest)
+
+        x = generator()
+    else:
+        first = next(iter(x))
+    if isinstance(first, list):
+        first = tuple(first)
+    return x, keras.utils.unpack_x_y_sample_weight(first)
+
+
+def length(data: Any) -> int | None:
+    """Batches in an epoch, where the data knows."""
+    if isinstance(data, tf.data.Dataset):
+        cardinality = int(data.cardinality())
+        return cardinality if cardinality >= 0 else None
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    return len(data) if hasattr(data, "__len__") else None

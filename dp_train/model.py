@@ -1,0 +1,367 @@
+"""make_private: a Keras model whose fit is differentially private training."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
+from dp_train import host, model_checks
+from dp_train.clipping import check_l2_norm_clip
+from dp_train.errors import NotPrivateError
+from dp_train.gradients.structures import map_rows, row_count
+from dp_train.loader import PoissonLoader, is_batched, length, peeked, poisson_loader
+from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.private_state import (
+    PrivacyState,
+    adopt_optimizer,
+    check_ready,
+    clipped_sum_of,
+    prepare,
+    running,
+)
+from dp_train.sampling import UnverifiedSampling
+from dp_train.values import Account, Batch, ClippedSum, Sampling
+
+
+def make_private(
+    model: keras.Model,
+    *,
+    gradients: str = "auto",
+    microbatch_size: int | str = "auto",
+) -> Any:
+    """Turns a Keras model, in place, into one that trains with differential privacy.
+
+    Weights, summary, predict, evaluate, save and callbacks stay as they were. Compile
+    it with a DP optimizer; `fit` on arrays then samples Poisson batches of expected
+    size `batch_size`, clips every example's gradient, adds noise and keeps the ledger.
+
+    Args:
+        model: Sequential, Functional or subclassed, built or not, compiled or not.
+        gradients: engine for per-example gradients: "auto", "vectorized" or "loop".
+        microbatch_size: rows whose gradients are in memory at once, or "auto"; changes
+            memory and speed, no result.
+
+    Returns:
+        The same object, now with `privacy_ledger` and `privacy_report(delta)`.
+
+    Raises:
+        TypeError: not a Keras model.
+        NotPrivateError: the model has its own train_step.
+        ValueError: an option is unknown.
+
+    Example:
+        >>> import keras, dp_train
+        >>> model = dp_train.make_private(
+        ...     keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        ... )
+        >>> model.compile(
+        ...     dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.1), loss="mse"
+        ... )
+    """
+    if isinstance(model, PrivateTraining):
+        model._privacy.set_options(gradients, microbatch_size)
+        model.train_function = None
+        return model
+    model_checks.check_class(model)
+    state = PrivacyState(gradients, microbatch_size)
+    model.__class__ = _private_class(type(model))
+    # Keras would track, save and restore what its own __setattr__ sees.
+    object.__setattr__(model, "_privacy", state)
+    if model.compiled:
+        model.train_function = None
+        adopt_optimizer(model)
+    return model
+
+
+_private_classes: dict[type, type] = {}
+
+
+def _private_class(base: type) -> type:
+    """A subclass that Keras saves under the name of its base."""
+    if base not in _private_classes:
+        private = type(
+            base.__name__,
+            (PrivateTraining, base),
+            {"__module__": base.__module__, "__qualname__": base.__qualname__},
+        )
+        host.alias_registration(private, base)
+        _private_classes[base] = private
+    return _private_classes[base]
+
+
+# A mixin: the generated class adds the model's own class as the other base.
+_Mixin: Any = keras.Model if TYPE_CHECKING else object
+
+
+class PrivateTraining(_Mixin):
+    """The private training step and its way into fit; mixed into the model's class."""
+
+    _privacy: PrivacyState
+
+    # --------------------------------------------------------------- public additions
+
+    @property
+    def privacy_ledger(self) -> Ledger:
+        """Every release made from this model's training data so far."""
+        return self._privacy.account.ledger
+
+    def privacy_report(
+        self, delta: float, relation: NeighboringRelation | None = None
+    ) -> PrivacyReport:
+        """The statement that may be published about the releases made so far.
+
+        Args:
+            delta: in (0, 1), well below 1 / examples.
+            relation: neighbouring relation; default: the strongest that the sampling
+                supports.
+        """
+        return privacy_report(
+            self.privacy_ledger,
+            delta,
+            relation=relation,
+            population=self._privacy.population,
+        )
+
+    # --------------------------------------------------------------- the training step
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One noised update from one batch; called by fit, not by users."""
+        state = self._privacy
+        state.traces += 1
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        # Beyond the budget the step sees no rows and releases nothing.
+        may_release = state.releases < state.limit
+        rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
+        x, y, sample_weight = map_rows(lambda t: t[:rows], (x, y, sample_weight))
+        optimizer = self.optimizer
+        gradients, data_free, (losses, y_pred, masks) = clipped_sum_of(
+            self, (x, y, sample_weight), optimizer.l2_norm_clip
+        )
+        clipped_sum = ClippedSum(
+            gradients=tuple(gradients),
+            l2_norm_bound=optimizer.l2_norm_clip,
+            expected_batch_size=state.expected_batch_size,
+            account=state.account,
+            data_free_gradients=tuple(data_free),
+        )
+
+        def release() -> tf.Tensor:
+            optimizer.apply_clipped_sum(clipped_sum)
+            return state.releases.assign_add(1)
+
+        tf.cond(may_release, release, lambda: tf.identity(state.releases))
+        keras.tree.map_structure(
+            lambda t, m: None if m is None else host.set_mask(t, m), y_pred, masks
+        )
+        penalty = [tf.cast(p, losses.dtype) for p in host.regularization_losses(self)]
+        host.loss_tracker(self).update_state(sum(penalty, losses))
+        if host.has_output_losses(self):
+            host.update_output_losses(self, y, y_pred, sample_weight)
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    # --------------------------------------------------------------- Keras's own calls
+
+    @property
+    def jit_compile(self) -> bool:
+        """False: the host's noise cannot live inside an XLA program."""
+        return False
+
+    @jit_compile.setter
+    def jit_compile(self, value: Any) -> None:
+        object.__setattr__(self, "_jit_compile", value)
+
+    def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
+        """As keras.Model.compile; the ledger goes on whatever was compiled before."""
+        model_checks.check_precision(self, optimizer)
+        if kwargs.get("jit_compile") is True:
+            warnings.warn(
+                "jit_compile=True is not used by private training: secure noise is "
+                "drawn on the host, which an XLA program cannot call. evaluate and "
+                "predict run without XLA too. Leave jit_compile out.",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().compile(optimizer, *args, **kwargs)
+        model_checks.check_losses(self)
+        self._privacy.functions.clear()
+        if isinstance(self.optimizer, DPOptimizer):
+            adopt_optimizer(self)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+    ) -> keras.callbacks.History:
+        """As keras.Model.fit, with differential privacy.
+
+        On arrays, every step draws a Poisson sample of expected size batch_size
+        (default 32), and `shuffle` has no meaning. A PoissonLoader is used as it is.
+        Datasets, generators and PyDatasets are trained on, but recorded as unverified
+        sampling: no amplification is claimed for batches that somebody else drew.
+
+        Raises:
+            NotPrivateError: the model cannot be private as it is; the message says why.
+            BudgetSpentError: the optimizer's target_epsilon was spent before.
+            ValueError: batch_size exceeds the number of examples, and others.
+        """
+        check_ready(self)
+        is_validation_private = bool(validation_split) and validation_data is None
+        if isinstance(x, PoissonLoader) or not is_batched(x):
+            if is_validation_private and not isinstance(x, PoissonLoader):
+                (x, y, sample_weight), validation_data = host.split_validation(
+                    (x, y, sample_weight), validation_split
+                )
+            data, sampling = poisson_loader(
+                x, y, sample_weight, class_weight, batch_size, steps_per_epoch
+            )
+            self._privacy.population = sampling.population
+            planned: int | None = len(data)
+            example = data._arrays
+            fit_arguments: dict[str, Any] = {}
+        else:
+            data, example = peeked(x)
+            rows = int(row_count(example))
+            sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
+            planned = steps_per_epoch or length(data)
+            fit_arguments = {
+                "y": y,
+                "sample_weight": sample_weight,
+                "class_weight": class_weight,
+                "batch_size": batch_size,
+                "steps_per_epoch": steps_per_epoch,
+                "validation_split": validation_split,
+            }
+        prepare(self, example, sampling)
+        steps = None if planned is None else planned * max(0, epochs - initial_epoch)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
+            # Ours first: later callbacks, the bar and History then see epsilon.
+            callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
+            model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
+        with running(self, sampling, steps):
+            return super().fit(
+                data,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_data=validation_data,
+                shuffle=False,
+                initial_epoch=initial_epoch,
+                validation_steps=validation_steps,
+                validation_batch_size=validation_batch_size or batch_size,
+                validation_freq=validation_freq,
+                **fit_arguments,
+            )
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """As keras.Model.train_on_batch: one release on a batch that you chose.
+
+        It is recorded as unverified sampling. The divisor is the optimizer's
+        expected_batch_size, or else the number of rows of this batch.
+        """
+        check_ready(self)
+        rows = int(row_count((x, y, sample_weight)))
+        sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
+        prepare(self, (x, y, sample_weight), sampling)
+        with running(self, sampling, None):
+            return super().train_on_batch(
+                x,
+                y,
+                sample_weight=sample_weight,
+                class_weight=class_weight,
+                return_dict=return_dict,
+            )
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As keras.Model.save; the ledger is in the file, and readable beside it."""
+        super().save(filepath, *args, **kwargs)
+        with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
+            sidecar.write(self.privacy_ledger.to_json())
+
+
+def clipped_gradients(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    l2_norm_clip: float,
+) -> ClippedSum:
+    """Sum of per-example gradients, each clipped: for custom training loops.
+
+        for batch in dp_train.PoissonLoader(x, y, batch_size=256):
+            clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+            optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+
+    Args:
+        model: from make_private, with a loss (compile(loss=...), add_loss or
+            compute_loss).
+        x: a Batch from a PoissonLoader, whose sampling is then known; or inputs
+            [n, ...] of a batch that you chose, recorded as unverified sampling.
+        y, sample_weight: as in train_on_batch; not with a Batch.
+        l2_norm_clip: C > 0.
+
+    Returns:
+        The clipped sum. It is not yet private: apply_clipped_sum adds the noise and
+        charges the model's ledger.
+
+    Raises:
+        NotPrivateError: the model is not private, or the Batch was used before.
+        ValueError: l2_norm_clip is not positive and finite.
+    """
+    if not isinstance(model, PrivateTraining):
+        raise NotPrivateError(
+            f"{type(model).__name__} is a plain Keras model. Releases are charged to "
+            "the ledger of a private model. Call model = dp_train.make_private(model)."
+        )
+    sampling: Sampling
+    if isinstance(x, Batch):
+        sampling = x.sampling
+        x, y, sample_weight = x.take()
+    else:
+        sampling = UnverifiedSampling(max(1, int(row_count((x, y, sample_weight)))))
+    rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
+    prepare(model, rows, sampling)
+    clip = check_l2_norm_clip(l2_norm_clip)
+    functions = model._privacy.functions
+    if clip not in functions:
+
+        @tf.function(reduce_retracing=True, autograph=False)
+        def compute(rows: Any) -> Any:
+            gradients, data_free, _ = clipped_sum_of(model, rows, clip)
+            return gradients, data_free
+
+        functions[clip] = compute
+    gradients, data_free = functions[clip](rows)
+    return ClippedSum(
+        gradients=tuple(gradients),
+        l2_norm_bound=clip,
+        expected_batch_size=sampling.expected_batch_size,
+        account=Account(model.privacy_ledger, sampling),
+        data_free_gradients=tuple(data_free),
+    )

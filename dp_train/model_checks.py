@@ -1,0 +1,278 @@
+"""What cannot be private, why, and what to use instead.
+
+The probes run the model on made-up inputs of the right shapes, never on private data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dp_train import host
+from dp_train.errors import NotPrivateError, PrivacyWarning
+
+_PROBE_ROWS = 3
+
+
+def check_class(model: keras.Model) -> None:
+    """Refuses models whose training step is not Keras's own.
+
+    Raises:
+        TypeError: not a Keras model.
+        NotPrivateError: the model has its own train_step, which the private one would
+            silently replace.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"make_private takes a keras.Model. Received: {type(model).__name__}. Only "
+            "a model has a training step to make private. Wrap the layers in "
+            "keras.Sequential or keras.Model first."
+        )
+    own = type(model).train_step is not keras.Model.train_step
+    if own or "train_step" in vars(model):
+        raise NotPrivateError(
+            f"{type(model).__name__} has its own train_step. The private step would "
+            "replace it silently, and what it computes would be lost. Move its loss "
+            "into compute_loss, or write a custom loop with "
+            "dp_train.clipped_gradients and optimizer.apply_clipped_sum."
+        )
+
+
+def check_precision(model: keras.Model, optimizer: Any) -> None:
+    """Refuses dynamic loss scaling.
+
+    Raises:
+        NotPrivateError: mixed_float16 policy, or a LossScaleOptimizer.
+    """
+    policies = {layer.dtype_policy.name for layer in [model, *host.sublayers(model)]}
+    if "mixed_float16" in policies or isinstance(
+        optimizer, keras.optimizers.LossScaleOptimizer
+    ):
+        raise NotPrivateError(
+            "The model uses the mixed_float16 policy or a LossScaleOptimizer. Dynamic "
+            "loss scaling skips a step when a private gradient is not finite, and so "
+            "releases that fact without noise. Use the mixed_bfloat16 policy."
+        )
+
+
+def check_losses(model: keras.Model) -> None:
+    """Refuses losses that are normalised by the data of the whole batch.
+
+    Raises:
+        NotPrivateError: reduction "mean_with_sample_weight".
+    """
+    for loss in host.losses(model):
+        if getattr(loss, "reduction", None) == "mean_with_sample_weight":
+            raise NotPrivateError(
+                f"The loss {loss.name!r} has reduction='mean_with_sample_weight'. It "
+                "divides by the sum of the batch's weights, which couples examples; on "
+                "one example alone the weight would cancel. Use "
+                "reduction='sum_over_batch_size'."
+            )
+
+
+def check_state_updates(model: keras.Model, x: Any) -> list[keras.Variable]:
+    """Finds the state that a training call moves; only random seeds may.
+
+    Args:
+        model: built.
+        x: one batch (or batch of specs) with the shapes and dtypes of the inputs.
+
+    Returns:
+        State variables of the seed generators in use.
+
+    Raises:
+        NotPrivateError: a layer updates non-trainable weights from data.
+    """
+    seeds = host.seed_states(model)
+    probe = _made_up(x)
+    if probe is None:
+        raise NotPrivateError(
+            "The model takes inputs that are not numbers (strings, say). Whether its "
+            "layers keep examples apart cannot be checked on made-up inputs. Move the "
+            "look-up or vectorisation layer out of the model, into the data."
+        )
+    _, scope = _call(model, probe, [])
+    moved = [v for v in model.non_trainable_variables if _is_moved(scope, v)]
+    metric_ids = {id(v) for v in model.metrics_variables}
+    seed_ids = {id(v) for v in seeds}
+    for variable in moved:
+        if id(variable) in metric_ids or id(variable) in seed_ids:
+            continue
+        layer = _owner(model, variable)
+        raise NotPrivateError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) updates its weight "
+            f"{variable.path!r} from the data during training. That statistic would be "
+            f"released without noise. {_replacement(layer)}"
+        )
+    return [state for state in seeds if _is_moved(scope, state)]
+
+
+def check_examples_are_separate(model: keras.Model, x: Any) -> None:
+    """Refuses models in which one example's output depends on another example.
+
+    Calls the model twice with equal weights, equal random seeds and equal first rows;
+    only the other rows differ. The first output must not notice.
+
+    Raises:
+        NotPrivateError: it does; the layer is named where it can be found.
+    """
+    first, second = _made_up(x), _made_up(x, changed_rows=True)
+    if not _same(_outputs(model, first), _outputs(model, first)):
+        return  # an unseeded random layer: nothing can be concluded
+    if _same(_outputs(model, first), _outputs(model, second)):
+        return
+    layer = _mixing_layer(model, first, second)
+    named = (
+        f"Layer {layer.name!r} ({type(layer).__name__})"
+        if layer is not None
+        else f"Model {model.name!r}"
+    )
+    raise NotPrivateError(
+        f"{named} mixes examples: the output for one example changes with the other "
+        "examples in the batch. Clipping bounds an example's own gradient only if its "
+        f"loss is its own. {_replacement(layer)}"
+    )
+
+
+def _replacement(layer: keras.layers.Layer | None) -> str:
+    """What to use instead of a layer that cannot be private."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return (
+            "Replace BatchNormalization by keras.layers.GroupNormalization or "
+            "LayerNormalization, or freeze it with trainable=False before compile."
+        )
+    if isinstance(layer, keras.layers.RNN):
+        return "Build the recurrent layer with stateful=False."
+    return (
+        "Freeze it with trainable=False if that stops it, or replace it by a layer "
+        "that treats every example by itself."
+    )
+
+
+def _made_up(x: Any, changed_rows: bool = False) -> Any:
+    """Inputs of the shapes of `x`, the same at every call; None if not numeric."""
+    generator, other = (np.random.default_rng(seed) for seed in (1, 2))
+    leaves = [t for t in keras.tree.flatten(x) if t is not None]
+    if not all(_is_numeric(t) for t in leaves):
+        return None
+
+    def one(t: Any) -> Any:
+        if t is None:
+            return None
+        dtype = tf.as_dtype(t.dtype)
+        shape = (_PROBE_ROWS, *t.shape[1:])
+        values: Any
+        if dtype.is_floating:
+            values = generator.standard_normal(shape)
+            if changed_rows:
+                values[1:] = other.standard_normal(values[1:].shape)
+        else:
+            # 0 and 1 are valid ids of almost any embedding.
+            values = generator.integers(0, 2, shape)
+            if changed_rows:
+                values[1:] = 1 - values[1:]
+        return tf.cast(values, dtype)
+
+    return keras.tree.map_structure(one, x, none_is_leaf=True)
+
+
+def _is_numeric(t: Any) -> bool:
+    return tf.as_dtype(t.dtype).is_floating or tf.as_dtype(t.dtype).is_integer
+
+
+def _call(model: keras.Model, x: Any, mapping: list[Any]) -> tuple[Any, Any]:
+    """(outputs, scope) of one training call that changes nothing."""
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+        outputs = host.call_model(model, x)
+    return outputs, scope
+
+
+def _is_moved(scope: Any, variable: keras.Variable) -> bool:
+    return scope.get_current_value(variable) is not None
+
+
+def _outputs(model: keras.Model, x: Any) -> list[Any]:
+    """First rows of the outputs, with shaken weights and pinned seeds.
+
+    Weights are shaken, since a zero-initialised head hides what lies before it.
+    """
+    generator = np.random.default_rng(3)
+    mapping = [
+        (
+            v,
+            tf.convert_to_tensor(v.value)
+            + tf.cast(0.1 * generator.standard_normal(v.shape), v.dtype),
+        )
+        for v in model.trainable_variables
+    ]
+    mapping += [
+        (s, tf.constant([7, 7 + i], s.dtype))
+        for i, s in enumerate(host.seed_states(model))
+    ]
+    outputs, _ = _call(model, x, mapping)
+    return [
+        tf.cast(t[0], tf.float64).numpy()
+        for t in keras.tree.flatten(outputs)
+        if t is not None
+    ]
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return all(
+        np.allclose(s, t, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for s, t in zip(a, b, strict=True)
+    )
+
+
+def _owner(model: keras.Model, variable: keras.Variable) -> keras.layers.Layer:
+    """The innermost layer that owns a variable."""
+    owners = [
+        layer
+        for layer in [model, *host.sublayers(model)]
+        if any(v is variable for v in layer.variables)
+    ]
+    return min(owners, key=lambda layer: len(layer.variables), default=model)
+
+
+def _mixing_layer(
+    model: keras.Model, first: Any, second: Any
+) -> keras.layers.Layer | None:
+    """The first layer, in order of calls, whose own output row 0 differs."""
+    recorded: list[list[tuple[keras.layers.Layer, Any]]] = []
+    for x in (first, second):
+        calls: list[tuple[keras.layers.Layer, Any]] = []
+        with host.recorded_calls(model, calls):
+            _outputs(model, x)
+        recorded.append(calls)
+    for (layer, a), (_, b) in zip(*recorded, strict=False):
+        if not _same(a, b):
+            return layer
+    return None
+
+
+def warn_of_releasing_callbacks(callbacks: Any, is_validation_private: bool) -> None:
+    """Warns of callbacks that decide, visibly, on private data without noise."""
+    deciding = (
+        keras.callbacks.EarlyStopping,
+        keras.callbacks.ReduceLROnPlateau,
+        keras.callbacks.ModelCheckpoint,
+    )
+    for callback in callbacks:
+        if not isinstance(callback, deciding):
+            continue
+        if not getattr(callback, "save_best_only", True):
+            continue
+        if is_validation_private or not str(callback.monitor).startswith("val_"):
+            warnings.warn(
+                f"{type(callback).__name__} decides on {callback.monitor!r}, a figure "
+                "computed from private data without noise. That decision is a release "
+                "that epsilon does not count. Monitor a metric of public validation "
+                "data instead.",
+                PrivacyWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,1 @@
+"""Noise: keystream on the host (default) or Philox on the device, each named."""

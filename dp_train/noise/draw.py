@@ -1,0 +1,111 @@
+"""One draw of noise for one release: charge first, then the samples.
+
+The host call that makes the noise (or its keys) is the call that charges the ledger,
+so no noise, and hence no release, exists that was not charged before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from dp_train.noise import device
+from dp_train.noise.secure import KEYSTREAM
+from dp_train.values import BeginRelease
+
+NOISE_SOURCES = (KEYSTREAM.name, device.NAME)
+
+
+class HostSource(Protocol):
+    """A host generator of normal samples, and of keys for device noise."""
+
+    @property
+    def name(self) -> str:
+        """What the ledger records."""
+
+    def normals(self, count: int, stddev: float) -> Any:
+        """[count] float32 samples of N(0, stddev^2)."""
+
+    def words(self, count: int) -> Any:
+        """[count] int64 words."""
+
+
+_host_source: HostSource = KEYSTREAM
+
+
+@contextmanager
+def replaced_host_source(source: HostSource) -> Iterator[None]:
+    """Draws from `source` inside the block; its name goes into the ledger."""
+    global _host_source
+    previous, _host_source = _host_source, source
+    try:
+        yield
+    finally:
+        _host_source = previous
+
+
+def _recorded_name(noise_source: str) -> str:
+    """What the ledger says: device noise is as good as the host that keys it."""
+    if _host_source is KEYSTREAM:
+        return noise_source
+    return _host_source.name
+
+
+def draw_noise(
+    noise_source: str, shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+) -> list[tf.Tensor]:
+    """Independent N(0, stddev^2) noise for each shape, in graph or eager mode.
+
+    Args:
+        noise_source: one of NOISE_SOURCES.
+        shapes: static shape of each tensor.
+        begin_release: called at run time, once, before any noise exists: charges the
+            release for the source's name and returns the standard deviation.
+
+    Returns:
+        One float32 tensor a shape.
+    """
+    if noise_source == device.NAME:
+        return _draw_on_device(shapes, begin_release)
+    return _draw_on_host(shapes, begin_release)
+
+
+def _draw_on_host(
+    shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+) -> list[tf.Tensor]:
+    """One host call for all tensors together, then split."""
+    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+
+    def call() -> Any:
+        stddev = begin_release(_recorded_name(KEYSTREAM.name))
+        if stddev == 0.0:
+            return np.zeros(sum(sizes), np.float32)
+        return _host_source.normals(sum(sizes), stddev)
+
+    flat = tf.numpy_function(call, [], tf.float32, stateful=True)
+    flat.set_shape([sum(sizes)])
+    parts = tf.split(flat, sizes)
+    return [tf.reshape(p, shape) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def _draw_on_device(
+    shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+) -> list[tf.Tensor]:
+    """The host sends a standard deviation and one key a tensor."""
+
+    def call() -> Any:
+        stddev = begin_release(_recorded_name(device.NAME))
+        keys = _host_source.words(2 * len(shapes)).reshape(len(shapes), 2)
+        return np.float32(stddev), keys
+
+    stddev, keys = tf.numpy_function(call, [], (tf.float32, tf.int64), stateful=True)
+    stddev.set_shape([])
+    keys.set_shape([len(shapes), 2])
+    return [
+        stddev * device.standard_normal(shape, keys[i])
+        for i, shape in enumerate(shapes)
+    ]

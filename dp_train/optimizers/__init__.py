@@ -1,0 +1,1 @@
+"""DP-SGD as Keras optimizers."""

@@ -1,0 +1,108 @@
+"""Arguments of a DP optimizer: what is refused, why, and what to type instead."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+_CLIPS_TOO_LATE = (
+    "it clips the noised average, not each example; l2_norm_clip bounds the examples"
+)
+REFUSED_INNER_ARGUMENTS = {
+    "clipnorm": _CLIPS_TOO_LATE,
+    "clipvalue": _CLIPS_TOO_LATE,
+    "global_clipnorm": _CLIPS_TOO_LATE,
+    "gradient_accumulation_steps": "it averages gradients that are already noised, and "
+    "so pays for several releases to get one; raise batch_size, and bound memory with "
+    "make_private(..., microbatch_size=...)",
+    "loss_scale_factor": "it divides the noised gradient by a factor that was never "
+    "multiplied in; use the mixed_bfloat16 policy, which needs no loss scale",
+}
+
+
+def checked_inner(inner: Any) -> keras.optimizers.Optimizer:
+    optimizer = keras.optimizers.get(inner)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "The inner optimizer is a LossScaleOptimizer. Its decision to skip a step "
+            "reads whether private gradients are finite, which is a release without "
+            "noise. Use the mixed_bfloat16 policy, which needs no loss scale."
+        )
+    if hasattr(optimizer, "apply_clipped_sum"):
+        raise ValueError(
+            f"The inner optimizer is already a {type(optimizer).__name__}. Its noise "
+            "would be added twice and charged once. Pass the plain Keras optimizer."
+        )
+    for argument, reason in REFUSED_INNER_ARGUMENTS.items():
+        value = getattr(optimizer, argument, None)
+        if value is not None:
+            raise ValueError(
+                f"The inner optimizer sets {argument}={value}. In private training "
+                f"{reason}. Remove {argument}."
+            )
+    return optimizer
+
+
+def checked_noise_multiplier(noise_multiplier: float | None) -> float | None:
+    if noise_multiplier is None:
+        return None
+    value = float(noise_multiplier)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(
+            f"noise_multiplier must be finite and at least 0. Received: "
+            f"noise_multiplier={noise_multiplier!r}. It is the standard deviation of "
+            "the noise as a multiple of l2_norm_clip. Typical values are 0.5 to 10; "
+            "accounting.calibrate.noise_multiplier finds the one for a target epsilon."
+        )
+    return value
+
+
+def checked_target(
+    noise_multiplier: float | None,
+    target_epsilon: float | None,
+    target_delta: float | None,
+) -> tuple[float | None, float | None]:
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise ValueError(
+            "Give either noise_multiplier or target_epsilon with target_delta. "
+            f"Received: noise_multiplier={noise_multiplier!r}, "
+            f"target_epsilon={target_epsilon!r}. One determines the other. For example "
+            "DPAdam(1e-3, l2_norm_clip=1.0, target_epsilon=3.0, target_delta=1e-5)."
+        )
+    if target_epsilon is None:
+        if target_delta is not None:
+            raise ValueError(
+                f"target_delta={target_delta!r} has no meaning with noise_multiplier. "
+                "The delta of a report is chosen when it is read. Remove target_delta, "
+                "or give target_epsilon instead of noise_multiplier."
+            )
+        return None, None
+    if not 0 < float(target_epsilon) < math.inf:
+        raise ValueError(
+            f"target_epsilon must be positive and finite. Received: "
+            f"target_epsilon={target_epsilon!r}. It bounds what the model may reveal "
+            "about one example. Values from 0.5 to 10 are usual."
+        )
+    if target_delta is None or not 0 < float(target_delta) < 1:
+        raise ValueError(
+            f"target_delta must be strictly between 0 and 1. Received: "
+            f"target_delta={target_delta!r}. It is the probability by which the "
+            "guarantee may fail, so it belongs well below 1 / examples. Use 1e-5 for "
+            "up to ten thousands of examples."
+        )
+    return float(target_epsilon), float(target_delta)
+
+
+def checked_expected_batch_size(expected_batch_size: float | None) -> float | None:
+    if expected_batch_size is None:
+        return None
+    value = float(expected_batch_size)
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"expected_batch_size must be positive. Received: "
+            f"expected_batch_size={expected_batch_size!r}. The noised sum is divided "
+            "by it. Pass the usual number of rows of a batch."
+        )
+    return value

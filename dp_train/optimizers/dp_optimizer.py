@@ -1,0 +1,327 @@
+"""DP-SGD as Keras optimizers: noise on a clipped sum, then any optimizer's update.
+
+    g~ = (1 / B) * (sum_b clip(g_b, C) + N(0, (noise_multiplier * C)^2 I))
+    weights = inner_update(weights, g~)
+                                    Abadi et al. 2016 (arXiv:1607.00133), Alg. 1
+
+Everything behind g~ (momentum, Adam's moments, weight decay, averaging, schedules) is
+post-processing and costs no privacy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from accounting import Event, GaussianEvent, Ledger, calibrate
+from dp_train import host
+from dp_train.clipping import check_l2_norm_clip
+from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.noise.draw import NOISE_SOURCES, draw_noise
+from dp_train.optimizers.arguments import (
+    checked_expected_batch_size,
+    checked_inner,
+    checked_noise_multiplier,
+    checked_target,
+)
+from dp_train.values import ClippedSum, Sampling
+
+
+@keras.saving.register_keras_serializable(package="dp_train")
+class DPOptimizer(keras.optimizers.Optimizer):
+    """Wraps any Keras optimizer; its updates come from noised, clipped sums only.
+
+    Use it like the optimizer it wraps, with a model from `make_private`:
+
+        model = dp_train.make_private(model)
+        model.compile(dp_train.DPOptimizer("adam", l2_norm_clip=1.0,
+                                           noise_multiplier=1.1), loss=...)
+
+    Learning rate, schedules, weight decay and averaging are those of the inner
+    optimizer. Plain `apply` and `apply_gradients` raise NotPrivateError, since the
+    gradients that Keras hands them were averaged before anybody clipped them.
+
+    Args:
+        inner: a Keras optimizer, or its name.
+        l2_norm_clip: C > 0; each example's gradient is scaled to l2 norm at most C.
+        noise_multiplier: standard deviation of the noise as a multiple of C, >= 0.
+            0 clips without noise: epsilon is infinity, and a warning says so.
+        target_epsilon: instead of noise_multiplier: `fit` calibrates the noise so that
+            all its steps, with everything spent before, stay within this epsilon.
+        target_delta: delta in (0, 1) of target_epsilon; well below 1 / examples.
+        expected_batch_size: public divisor of the noised sum, > 0. Only for data that
+            `fit` cannot sample itself; else it follows from batch_size.
+        noise_source: "aes256-ctr" (cryptographic keystream on the host, the default) or
+            "philox" (made on the device, keyed by OS entropy).
+        name: optional name.
+
+    Raises:
+        ValueError: an argument is out of range, both or neither of noise_multiplier and
+            target_epsilon are given, or the inner optimizer clips, accumulates or
+            scales gradients itself.
+
+    Example:
+        >>> import dp_train
+        >>> optimizer = dp_train.DPOptimizer(
+        ...     "sgd", l2_norm_clip=1.0, noise_multiplier=1.1
+        ... )
+        >>> optimizer.noise_multiplier
+        1.1
+    """
+
+    def __init__(
+        self,
+        inner: str | keras.optimizers.Optimizer,
+        *,
+        l2_norm_clip: float,
+        noise_multiplier: float | None = None,
+        target_epsilon: float | None = None,
+        target_delta: float | None = None,
+        expected_batch_size: float | None = None,
+        noise_source: str = NOISE_SOURCES[0],
+        name: str | None = None,
+    ) -> None:
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner = checked_inner(inner)
+        self.l2_norm_clip = check_l2_norm_clip(l2_norm_clip)
+        self.target_epsilon, self.target_delta = checked_target(
+            noise_multiplier, target_epsilon, target_delta
+        )
+        self.noise_multiplier = checked_noise_multiplier(noise_multiplier)
+        self.expected_batch_size = checked_expected_batch_size(expected_batch_size)
+        if noise_source not in NOISE_SOURCES:
+            raise ValueError(
+                f"noise_source must be one of {NOISE_SOURCES}. Received: "
+                f"noise_source={noise_source!r}. The ledger names the generator, so it "
+                "must be a known one. Leave it out for the cryptographic keystream."
+            )
+        self.noise_source = noise_source
+        self.ledger = Ledger()
+
+    # ------------------------------------------------------------------ one release
+
+    def apply_clipped_sum(
+        self,
+        clipped_sum: ClippedSum,
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
+        """Adds noise to a clipped sum, divides, and lets the inner optimizer step.
+
+        The release is charged to the model's ledger before its noise exists.
+
+        Args:
+            clipped_sum: from `dp_train.clipped_gradients`.
+            trainable_variables: the model's; needed once, to build the optimizer.
+
+        Raises:
+            ValueError: the optimizer has no noise multiplier or no variables yet.
+            NotPrivateError: the clipped sum belongs to other variables.
+        """
+        if self.noise_multiplier is None:
+            raise ValueError(
+                f"The noise is not known yet: target_epsilon={self.target_epsilon} is "
+                "calibrated by fit, which knows the number of steps. Outside fit "
+                "nobody does. Pass noise_multiplier="
+                "accounting.calibrate.noise_multiplier(...) instead."
+            )
+        if not self.built:
+            if trainable_variables is None:
+                raise ValueError(
+                    "The optimizer has no variables yet. The update needs to know "
+                    "which weights the clipped sum belongs to. Pass "
+                    "trainable_variables=model.trainable_variables."
+                )
+            self.build(list(trainable_variables))
+        variables = host.optimizer_of_build(self)
+        if [tuple(g.shape) for g in clipped_sum.gradients] != [
+            tuple(v.shape) for v in variables
+        ]:
+            raise NotPrivateError(
+                "The clipped sum does not fit the variables that this optimizer was "
+                f"built for: {len(clipped_sum.gradients)} gradients, {len(variables)} "
+                "variables. The update would go to other weights than the ones that "
+                "were clipped. Compile the model again after changing `trainable`."
+            )
+        bound = clipped_sum.l2_norm_bound
+
+        def begin_release(noise_source: str) -> float:
+            multiplier = self.noise_multiplier
+            assert multiplier is not None
+            clipped_sum.account.charge(
+                multiplier, bound, noise_source if multiplier > 0 else "none"
+            )
+            return multiplier * bound
+
+        shapes = [tuple(v.shape) for v in variables]
+        noise = draw_noise(self.noise_source, shapes, begin_release)
+        noised = [
+            _average(g, z, clipped_sum.expected_batch_size, extra)
+            for g, z, extra in zip(
+                clipped_sum.gradients,
+                noise,
+                clipped_sum.data_free_gradients,
+                strict=True,
+            )
+        ]
+        self.inner.apply(noised, variables)
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Always raises NotPrivateError: these gradients were not clipped.
+
+        Raises:
+            NotPrivateError: always.
+        """
+        raise NotPrivateError(
+            f"{type(self).__name__} received gradients that were not clipped per "
+            "example. Keras averages over the batch first, and no noise on an average "
+            "bounds what one example did to it. Call "
+            "model = dp_train.make_private(model) before compile and fit; in a custom "
+            "loop use optimizer.apply_clipped_sum(dp_train.clipped_gradients(...))."
+        )
+
+    # ------------------------------------------------------------------- the budget
+
+    def prepare(
+        self, ledger: Ledger, sampling: Sampling, planned_steps: int | None
+    ) -> int | None:
+        """Calibrates the noise for a target, before a fit.
+
+        Args:
+            ledger: what was spent so far; it becomes this optimizer's ledger.
+            sampling: how batches will be drawn.
+            planned_steps: steps of the coming fit; None if unknown.
+
+        Returns:
+            The number of steps that the target allows; None without a target.
+
+        Raises:
+            BudgetSpentError: nothing is left of the target.
+            ValueError: a target without a known number of steps.
+        """
+        self.ledger = ledger
+        if self.target_epsilon is None or self.target_delta is None:
+            if self.noise_multiplier == 0:
+                warnings.warn(
+                    "noise_multiplier=0 clips gradients but adds no noise: epsilon is "
+                    "infinity. Use it to debug or to compare, never for private data.",
+                    PrivacyWarning,
+                    stacklevel=4,
+                )
+            return None
+        if planned_steps is None:
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon} needs the number of steps, and "
+                "this data has no length. The noise depends on how often it is drawn. "
+                "Pass steps_per_epoch to fit, or noise_multiplier and a BudgetStop."
+            )
+
+        def event(noise_multiplier: float) -> Event:
+            return sampling.event(GaussianEvent(noise_multiplier))
+
+        self.noise_multiplier = calibrate.noise_multiplier(
+            self.target_epsilon,
+            self.target_delta,
+            1.0,
+            planned_steps,
+            relation=ledger.supported_relation(event(1.0)),
+            spent=ledger,
+            make_event=event,
+        )
+        return planned_steps
+
+    # ------------------------------------------- what belongs to the inner optimizer
+
+    @host.untracked
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Creates the inner optimizer's variables."""
+        self.inner.build(variables)
+        super().build(variables)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Own and inner variables."""
+        return [*self._variables, *self.inner.variables]
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's learning rate."""
+        return self.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner.learning_rate = learning_rate
+
+    @property
+    def iterations(self) -> Any:
+        """Number of updates so far."""
+        return self.inner.iterations
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Writes averaged weights, where the inner optimizer keeps them."""
+        self.inner.finalize_variable_values(var_list)
+
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        """As in the inner optimizer."""
+        self.inner.exclude_from_weight_decay(*args, **kwargs)
+
+    # ------------------------------------------------------------------ saving
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments and the ledger; the key of the noise is in neither."""
+        return {
+            "name": self.name,
+            "inner": keras.saving.serialize_keras_object(self.inner),
+            "l2_norm_clip": self.l2_norm_clip,
+            "noise_multiplier": self.noise_multiplier,
+            "target_epsilon": self.target_epsilon,
+            "target_delta": self.target_delta,
+            "expected_batch_size": self.expected_batch_size,
+            "noise_source": self.noise_source,
+            "ledger": self.ledger.to_json(),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> DPOptimizer:
+        """The optimizer with the ledger that it was saved with."""
+        config = dict(config)
+        inner = keras.saving.deserialize_keras_object(
+            config.pop("inner"), custom_objects=custom_objects
+        )
+        ledger = Ledger.from_json(config.pop("ledger"))
+        calibrated = config.get("noise_multiplier")
+        if config.get("target_epsilon") is not None:
+            config["noise_multiplier"] = None
+        optimizer = cls.__new__(cls)
+        DPOptimizer.__init__(optimizer, inner, **config)
+        optimizer.noise_multiplier = calibrated
+        optimizer.ledger = ledger
+        return optimizer
+
+    def save_own_variables(self, store: Any) -> None:
+        """The variables, and the ledger as bytes."""
+        super().save_own_variables(store)
+        text = self.ledger.to_json().encode()
+        store["ledger"] = np.frombuffer(text, np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the variables; the ledger is merged and never lowered."""
+        values = {key: store[key] for key in store.keys()}
+        text = values.pop("ledger", None)
+        if text is not None:
+            self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
+        super().load_own_variables(values)
+
+
+def _average(
+    gradient: tf.Tensor, noise: tf.Tensor, divisor: Any, extra: tf.Tensor | None
+) -> tf.Tensor:
+    """(sum + noise) / expected batch size, plus what depends on no data."""
+    noised = gradient + tf.cast(noise, gradient.dtype)
+    average = noised / tf.cast(divisor, gradient.dtype)
+    return average if extra is None else average + tf.cast(extra, gradient.dtype)

@@ -1,0 +1,169 @@
+"""What private training keeps and does beside the model: checks, state, one sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from accounting import Ledger
+from dp_train import host, model_checks
+from dp_train.errors import NotPrivateError
+from dp_train.gradients import choose
+from dp_train.gradients.objective import Objective, Outputs, Rows
+from dp_train.gradients.structures import map_rows
+from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.values import Account, Sampling
+
+_NO_LIMIT = np.iinfo(np.int64).max
+
+
+class PrivacyState:
+    """What private training keeps beside the model: never saved, found by reference."""
+
+    def __init__(self, gradients: str, microbatch_size: int | str) -> None:
+        self.set_options(gradients, microbatch_size)
+        self.account = Account(Ledger())
+        self.population: int | None = None
+        self.seed_states: list[keras.Variable] = []
+        self.traces = 0
+        self.microbatch: int | None = None
+        self.checked: tuple[Any, ...] = ()
+        self.functions: dict[float, Any] = {}
+        # What a fit decides lives in variables: the compiled step outlives the fit.
+        self.releases = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
+        self.expected_batch_size = tf.Variable(1.0, dtype=tf.float64, trainable=False)
+
+    def set_options(self, gradients: str, microbatch_size: int | str) -> None:
+        """Checks and sets the options of make_private."""
+        self.engine = choose.engine_name(gradients)
+        choose.microbatch_rows(microbatch_size, [], 1.0)
+        self.microbatch_size = microbatch_size
+
+    def restrict(self, steps: int) -> None:
+        """Lets the current fit make at most `steps` releases from its start."""
+        self.limit.assign(min(int(self.limit), steps))
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the current fit may release no more."""
+        return int(self.releases) >= int(self.limit)
+
+
+def clipped_sum_of(
+    model: Any, rows: Rows, l2_norm_clip: float
+) -> tuple[list[tf.Tensor], list[tf.Tensor | None], Outputs]:
+    """Clipped sum over rows, gradients of the regularisers, and what metrics need."""
+    state = model._privacy
+    variables = model.trainable_variables
+    objective = Objective(model, variables, state.seed_states)
+    gradients, outputs = choose.clipped_sum(
+        state.engine, objective, rows, l2_norm_clip, state.microbatch
+    )
+    with tf.GradientTape() as tape:
+        penalties = host.regularization_losses(model)
+        penalty = tf.add_n([tf.reduce_sum(p) for p in penalties]) if penalties else None
+    data_free = (
+        [None] * len(variables)
+        if penalty is None
+        else tape.gradient(penalty, [v.value for v in variables])
+    )
+    return gradients, data_free, outputs
+
+
+def adopt_optimizer(model: Any) -> None:
+    """One ledger for model and optimizer; what either spent before is kept."""
+    optimizer = model.optimizer
+    if isinstance(optimizer, DPOptimizer):
+        ledger = model._privacy.account.ledger
+        if optimizer.ledger is not ledger:
+            ledger.merge(optimizer.ledger)
+            optimizer.ledger = ledger
+
+
+def check_ready(model: Any) -> None:
+    """Refuses to train what is not compiled for private training."""
+    if not model.compiled:
+        raise ValueError(
+            "The model is not compiled. Private training needs a loss and a DP "
+            "optimizer. Call model.compile(dp_train.DPAdam(...), loss=...) first."
+        )
+    model_checks.check_precision(model, model.optimizer)
+    if not isinstance(model.optimizer, DPOptimizer):
+        raise NotPrivateError(
+            f"The model is private, but its optimizer is "
+            f"{type(model.optimizer).__name__}, which adds no noise. Training with it "
+            "would reveal the data. Compile with dp_train.DPAdam(...) or "
+            "dp_train.DPOptimizer(optimizer, ...)."
+        )
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1 or (
+        model.distribute_strategy.num_replicas_in_sync > 1
+    ):
+        raise NotPrivateError(
+            f"The model trains on {model.distribute_strategy.num_replicas_in_sync} "
+            "replicas. Noise and clipping are proved here for one replica only. Train "
+            "under the default strategy."
+        )
+    if host.is_trainable_state_changed(model):
+        raise NotPrivateError(
+            "`trainable` of a layer was changed after compile. The clipped gradients "
+            "and the optimizer's variables would no longer belong together. Call "
+            "model.compile again."
+        )
+    adopt_optimizer(model)
+
+
+def prepare(model: Any, example: Any, sampling: Sampling) -> None:
+    """Builds and checks the model, and chooses the rows of a chunk."""
+    state = model._privacy
+    two_rows = map_rows(lambda t: tf.TensorSpec((2, *t.shape[1:]), t.dtype), example)
+    host.symbolic_build(model, *two_rows)
+    variables = model.trainable_variables
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, DPOptimizer):
+        if not optimizer.built:
+            optimizer.build(variables)
+        elif [id(v) for v in host.optimizer_of_build(optimizer)] != [
+            id(v) for v in variables
+        ]:
+            raise NotPrivateError(
+                "The trainable weights changed after compile. The clipped gradients "
+                "and the optimizer's variables would no longer belong together. Call "
+                "model.compile again, with a new optimizer."
+            )
+    layers = host.sublayers(model)
+    fingerprint = (*map(id, model.variables), *((id(v), v.trainable) for v in layers))
+    if state.checked != fingerprint:
+        model_checks.check_state_updates(model, two_rows[0])
+        model_checks.check_examples_are_separate(model, two_rows[0])
+        state.seed_states = model_checks.check_state_updates(model, two_rows[0])
+        state.checked = fingerprint
+    microbatch = choose.microbatch_rows(
+        state.microbatch_size, variables, sampling.expected_batch_size
+    )
+    # A loop over chunks is right for any batch, so a traced one stays.
+    is_auto = state.microbatch_size == "auto" and state.microbatch is not None
+    if microbatch != state.microbatch and not is_auto:
+        state.microbatch = microbatch
+        state.functions.clear()
+        model.train_function = None
+
+
+@contextmanager
+def running(model: Any, sampling: Sampling, steps: int | None) -> Iterator[None]:
+    """Inside the block releases may be made, drawn as `sampling` says."""
+    state = model._privacy
+    allowed = model.optimizer.prepare(state.account.ledger, sampling, steps)
+    state.releases.assign(0)
+    state.limit.assign(_NO_LIMIT if allowed is None else allowed)
+    state.expected_batch_size.assign(sampling.expected_batch_size)
+    state.account.sampling = sampling
+    try:
+        yield
+    finally:
+        state.account.sampling = None

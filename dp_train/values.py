@@ -1,0 +1,116 @@
+"""The values that pass between the rooms of dp_train.
+
+Public facts are fields; secrets (examples, gradients before clipping) are arguments
+of functions and never stored here, except in a Batch, which is the data itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from accounting import Event, GaussianEvent, Ledger
+from dp_train.errors import NotPrivateError
+
+
+class Sampling(Protocol):
+    """How batches are drawn: a public fact, and the event that it earns."""
+
+    @property
+    def expected_batch_size(self) -> float:
+        """Public divisor of the noised sum, > 0, in examples."""
+
+    def event(self, release: Event) -> Event:
+        """`release` as seen through this sampling."""
+
+
+@dataclass
+class Account:
+    """Where a release is charged: the ledger, and how its batch was drawn.
+
+    `sampling` may be exchanged between fits; the compiled step asks at run time.
+    """
+
+    ledger: Ledger
+    sampling: Sampling | None = None
+
+    def charge(
+        self, noise_multiplier: float, l2_norm_clip: float, noise_source: str
+    ) -> None:
+        """Records one release; called before its noise leaves the generator.
+
+        Raises:
+            NotPrivateError: no sampling was declared for this release.
+        """
+        if self.sampling is None:
+            raise NotPrivateError(
+                "A release was about to be made outside fit, train_on_batch and "
+                "apply_clipped_sum. It cannot be accounted, since nothing says how "
+                "its batch was drawn. Call one of those three instead."
+            )
+        self.ledger.charge(
+            self.sampling.event(GaussianEvent(noise_multiplier)),
+            l2_norm_clip=l2_norm_clip,
+            noise_source=noise_source,
+        )
+
+
+@dataclass
+class Batch:
+    """One batch drawn by a loader of ours; it pays for exactly one release.
+
+    Attributes:
+        x, y, sample_weight: arrays or nested structures of arrays, [n, ...]; n may
+            be 0. They are the private examples.
+        sampling: how the batch was drawn.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    sampling: Sampling
+    _is_used: bool = field(default=False, repr=False)
+
+    def take(self) -> tuple[Any, Any, Any]:
+        """(x, y, sample_weight), once.
+
+        Raises:
+            NotPrivateError: the batch was already used; a second release from the same
+                draw is not a fresh Poisson sample.
+        """
+        if self._is_used:
+            raise NotPrivateError(
+                "This batch was already used for a release. Two releases from one draw "
+                "are not independent samples, so the accounted epsilon would be too "
+                "small. Take the next batch from the loader."
+            )
+        self._is_used = True
+        return self.x, self.y, self.sample_weight
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """Sum over a batch of gradients, each clipped: the only value that leaves it.
+
+    Attributes:
+        gradients: one tensor a trainable variable, in the model's order and shapes.
+        l2_norm_bound: C > 0; adding or removing one example moves the sum (all
+            variables together) by at most C in l2 norm.
+        expected_batch_size: public divisor of the noised sum (float or scalar tensor).
+        account: where the release is charged.
+        data_free_gradients: gradients of the regularisers, which read weights only;
+            added after the noise. None where a variable has none.
+    """
+
+    gradients: tuple[tf.Tensor, ...]
+    l2_norm_bound: float
+    expected_batch_size: Any
+    account: Account
+    data_free_gradients: tuple[tf.Tensor | None, ...]
+
+
+BeginRelease = Callable[[str], float]
+"""Charges one release for the named noise source; returns the noise's stddev."""
