@@ -151,15 +151,16 @@ class Ledger:
                 for (_, _, source), _ in entries
             )
 
-    def supported_relation(self) -> NeighboringRelation:
+    def supported_relation(self, *coming: Event) -> NeighboringRelation:
         """The strongest relation that has a bound for everything recorded.
 
         ZERO_OUT once a ready-made batch was used, ADD_OR_REMOVE_ONE otherwise.
+
+        Args:
+            coming: further events that the bound must cover too.
         """
-        is_unverified = any(
-            isinstance(release.event, UnverifiedSamplingEvent)
-            for release in self.releases
-        )
+        events = [*(release.event for release in self.releases), *coming]
+        is_unverified = any(isinstance(e, UnverifiedSamplingEvent) for e in events)
         if is_unverified:
             return NeighboringRelation.ZERO_OUT
         return NeighboringRelation.ADD_OR_REMOVE_ONE

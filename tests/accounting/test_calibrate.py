@@ -1,0 +1,165 @@
+"""Calibration: the safe side, close to the best, and the refusals."""
+
+import math
+
+import pytest
+
+from accounting import calibrate
+from accounting.calibrate import BudgetSpentError
+from accounting.events import (
+    GaussianEvent,
+    UnsupportedEventError,
+    UnverifiedSamplingEvent,
+)
+from accounting.ledger import Ledger
+from accounting.rdp import RdpAccountant
+from accounting.relations import NeighboringRelation
+from tests.accounting.battery import sampled
+
+ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
+
+
+def epsilon(event, count, delta, relation=ADD, spent=None) -> float:
+    accountant = RdpAccountant(relation).compose(event, count)
+    if spent is not None:
+        accountant.compose_ledger(spent)
+    return accountant.epsilon(delta).upper
+
+
+def spent_ledger() -> Ledger:
+    ledger = Ledger()
+    ledger.charge(
+        sampled(0.01, 1.0), l2_norm_clip=1.0, noise_source="secure", count=1000
+    )
+    return ledger
+
+
+@pytest.mark.parametrize("relation", list(NeighboringRelation), ids=lambda r: r.value)
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps"),
+    [
+        (1.0, 1e-6, 0.01, 10_000),
+        (3.0, 1e-5, 0.00427, 14_062),
+        (8.0, 1e-9, 0.001, 20_000),
+        (0.01, 1e-9, 1.0, 10**7),
+        (500.0, 1e-5, 0.5, 100),
+        (0.001, 1e-9, 0.001, 10**6),
+        (30.0, 1e-5, 1.0, 1),
+    ],
+)
+def test_noise_is_safe_and_within_1e_4_of_the_smallest(
+    relation, target, delta, q, steps
+) -> None:
+    noise = calibrate.noise_multiplier(target, delta, q, steps, relation=relation)
+    assert epsilon(sampled(q, noise), steps, delta, relation) <= target
+    assert epsilon(sampled(q, noise * (1 - 1e-4)), steps, delta, relation) > target
+
+
+def test_noise_counts_what_was_spent() -> None:
+    ledger = spent_ledger()
+    noise = calibrate.noise_multiplier(3.0, 1e-5, 0.01, 1000, spent=ledger)
+    assert noise > calibrate.noise_multiplier(3.0, 1e-5, 0.01, 1000)
+    event = sampled(0.01, noise)
+    assert epsilon(event, 1000, 1e-5, spent=ledger) <= 3.0
+    smaller = sampled(0.01, noise * (1 - 1e-4))
+    assert epsilon(smaller, 1000, 1e-5, spent=ledger) > 3.0
+
+
+def test_noise_of_another_event_is_found_by_make_event() -> None:
+    noise = calibrate.noise_multiplier(
+        2.0,
+        1e-5,
+        0.5,
+        100,
+        relation=NeighboringRelation.ZERO_OUT,
+        make_event=lambda value: UnverifiedSamplingEvent(GaussianEvent(value)),
+    )
+    unsampled = calibrate.noise_multiplier(2.0, 1e-5, 1.0, 100)
+    assert noise == pytest.approx(unsampled, rel=1e-4)
+
+
+def test_search_never_evaluates_the_degenerate_end() -> None:
+    seen = []
+
+    def make_event(noise: float):
+        seen.append(noise)
+        return sampled(0.01, noise)
+
+    calibrate.noise_multiplier(2.0, 1e-5, 0.01, 1000, make_event=make_event)
+    assert min(seen) >= 0.25
+    assert len(seen) < 25
+
+
+def test_noise_stops_at_its_documented_floor() -> None:
+    assert calibrate.noise_multiplier(1e9, 1e-5, 1.0, 1) == calibrate.LEAST_NOISE
+
+
+def test_budget_that_is_spent_is_refused_with_its_epsilon() -> None:
+    spent = epsilon(sampled(0.01, 1.0), 1000, 1e-5)
+    with pytest.raises(BudgetSpentError, match="Raise target_epsilon") as caught:
+        calibrate.noise_multiplier(1.5, 1e-5, 0.01, 10, spent=spent_ledger())
+    assert f"{spent:.6g}" in str(caught.value)
+
+
+def test_target_no_noise_can_reach_is_refused() -> None:
+    spent = epsilon(sampled(0.01, 1.0), 1000, 1e-5)
+    with pytest.raises(BudgetSpentError, match="No noise reaches such a target"):
+        calibrate.noise_multiplier(
+            spent * (1 + 1e-14), 1e-5, 1.0, 10**9, spent=spent_ledger()
+        )
+    with pytest.raises(BudgetSpentError, match="take fewer steps"):
+        calibrate.noise_multiplier(1e-9, 1e-20, 1.0, 10**7)
+
+
+def test_steps_are_the_largest_count_within_the_target() -> None:
+    for relation in NeighboringRelation:
+        for event in (sampled(0.01, 1.1), GaussianEvent(50.0), sampled(1e-4, 0.6)):
+            count = calibrate.steps(3.0, 1e-5, event, relation=relation)
+            assert count > 0
+            assert epsilon(event, count, 1e-5, relation) <= 3.0
+            assert epsilon(event, count + 1, 1e-5, relation) > 3.0
+
+
+def test_steps_count_what_was_spent() -> None:
+    event, ledger = sampled(0.01, 1.0), spent_ledger()
+    fresh = calibrate.steps(3.0, 1e-5, event)
+    assert calibrate.steps(3.0, 1e-5, event, spent=ledger) == fresh - 1000
+
+
+def test_no_step_fits_where_one_exceeds_the_target_or_it_is_spent() -> None:
+    assert calibrate.steps(0.1, 1e-5, GaussianEvent(1.0)) == 0
+    assert calibrate.steps(0.1, 1e-5, GaussianEvent(0.0)) == 0
+    assert calibrate.steps(1.5, 1e-5, sampled(0.01, 1.0), spent=spent_ledger()) == 0
+
+
+def test_steps_that_cost_nothing_answer_the_documented_cap() -> None:
+    assert calibrate.steps(1.0, 1e-5, sampled(0.0, 1.0)) == calibrate.MOST_STEPS
+
+
+def test_steps_of_an_unsupported_event_are_refused() -> None:
+    event = UnverifiedSamplingEvent(GaussianEvent(1.0))
+    with pytest.raises(UnsupportedEventError, match="Pass arrays to fit"):
+        calibrate.steps(1.0, 1e-5, event)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
+def test_target_epsilon_out_of_range_is_refused(target) -> None:
+    with pytest.raises(ValueError, match=r"Pass for example 3\.0"):
+        calibrate.noise_multiplier(target, 1e-5, 0.01, 10)
+    with pytest.raises(ValueError, match=r"Pass for example 3\.0"):
+        calibrate.steps(target, 1e-5, GaussianEvent(1.0))
+
+
+@pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, math.nan])
+def test_sampling_probability_out_of_range_is_refused(probability) -> None:
+    with pytest.raises(ValueError, match="Pass expected batch size"):
+        calibrate.noise_multiplier(1.0, 1e-5, probability, 10)
+
+
+def test_delta_and_steps_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="Pass for example 1e-6"):
+        calibrate.noise_multiplier(1.0, 0.0, 0.1, 10)
+    with pytest.raises(ValueError, match="Pass the number of releases"):
+        calibrate.noise_multiplier(1.0, 1e-5, 0.1, 0)
+    with pytest.raises(ValueError, match="Pass for example 1e-6"):
+        calibrate.steps(1.0, 1.0, GaussianEvent(1.0))

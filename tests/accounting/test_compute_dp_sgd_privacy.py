@@ -1,0 +1,239 @@
+"""The command line: its answers, its refusals, and what it loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import accounting
+from accounting.compute_dp_sgd_privacy import main
+from accounting.events import event_from_dict
+from accounting.rdp import RdpAccountant
+from accounting.relations import NeighboringRelation
+from tests.accounting.battery import sampled
+
+GOOD = {
+    "N": "60000",
+    "batch_size": "256",
+    "noise_multiplier": "1.1",
+    "epochs": "60",
+    "delta": "1e-5",
+}
+
+
+def arguments(**changes: str | None) -> list[str]:
+    options = GOOD | changes
+    return [f"--{name}={value}" for name, value in options.items() if value is not None]
+
+
+def answer(capsys, *extra: str, **changes: str | None) -> dict:
+    """The JSON answer to the good question with changes."""
+    assert main([*arguments(**changes), *extra, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+def assert_refused(capsys, argv: list[str], *parts: str) -> None:
+    """Fails unless the command exits with 2 and one line that has all parts."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    for part in parts:
+        assert part in captured.err
+
+
+def test_assert_refused_fails_where_the_command_answers(capsys) -> None:
+    with pytest.raises(AssertionError):
+        assert_refused(capsys, arguments())
+
+
+def test_text_says_what_the_figure_depends_on(capsys) -> None:
+    assert main(arguments()) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "60000",
+        "256",
+        "0.00426667",
+        "14063",
+        "1.1",
+        "add_or_remove_one",
+        NeighboringRelation.ADD_OR_REMOVE_ONE.description,
+        "Poisson",
+        "must not borrow this figure",
+        "at most 2.597",
+        "1e-05",
+        f"rdp, accounting {accounting.__version__}",
+    ):
+        assert part in text
+
+
+def test_json_is_the_accountants_answer(capsys) -> None:
+    result = answer(capsys)
+    event = event_from_dict(result["event"])
+    assert event == sampled(256 / 60000, 1.1)
+    bounds = RdpAccountant().compose(event, 14063).epsilon(1e-5)
+    assert result["epsilon"] == bounds.to_dict()
+
+
+@pytest.mark.parametrize("relation", list(NeighboringRelation), ids=lambda r: r.value)
+def test_relation_is_used_and_explained(capsys, relation) -> None:
+    result = answer(capsys, relation=relation.value)
+    accountant = RdpAccountant(relation).compose(sampled(256 / 60000, 1.1), 14063)
+    assert result["epsilon"]["upper"] == accountant.epsilon(1e-5).upper
+    assert result["relation_meaning"] == relation.description
+
+
+@pytest.mark.parametrize(
+    ("population", "batch_size", "epochs", "steps"),
+    [
+        ("60000", "256", "60", 14063),
+        ("1000", "100", "3", 30),
+        ("1000", "100", "0.3", 3),
+        ("1000", "100", "0.31", 4),
+        ("1000", "300", "1", 4),
+        ("10", "10", "1e3", 1000),
+        ("999999999999999999", "1", "1", 999999999999999999),
+    ],
+)
+def test_epochs_mean_exactly_rounded_up_steps(
+    capsys, population, batch_size, epochs, steps
+) -> None:
+    result = answer(capsys, N=population, batch_size=batch_size, epochs=epochs)
+    assert result["steps"] == steps
+
+
+def test_steps_replace_epochs(capsys) -> None:
+    assert answer(capsys, epochs=None, steps="14063") == answer(capsys)
+
+
+def test_target_epsilon_is_reached_by_the_noise_that_is_printed(capsys) -> None:
+    wish = {"noise_multiplier": None, "target_epsilon": "3"}
+    result = answer(capsys, **wish)
+    assert result["epsilon"]["upper"] <= 3
+    assert main(arguments(**wish)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = next(line for line in lines if line.startswith("noise")).split()[2]
+    assert answer(capsys, noise_multiplier=printed)["epsilon"]["upper"] <= 3
+    assert float(printed) == pytest.approx(result["noise_multiplier"], abs=1e-4)
+
+
+def test_no_noise_is_answered_with_infinity(capsys) -> None:
+    result = answer(capsys, noise_multiplier="0")
+    assert result["epsilon"]["upper"] == "infinity"
+    assert "Without noise there is no privacy guarantee." in result["caveats"]
+
+
+def test_large_delta_is_answered_with_a_caveat(capsys) -> None:
+    caveats = answer(capsys, delta="0.001")["caveats"]
+    assert any("Choose --delta=1e-6" in caveat for caveat in caveats)
+    assert not any("Choose" in caveat for caveat in answer(capsys)["caveats"])
+
+
+def test_help_teaches_by_example(capsys) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--N=60000 --batch_size=256 --noise_multiplier=1.1 --epochs=60" in text
+    for name in (*GOOD, "steps", "target_epsilon", "relation", "json"):
+        assert f"--{name}" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"N": None}, ["--N is missing", "Type --N=60000"]),
+        ({"N": "0"}, ["--N is 0, below 1", "Type --N=60000"]),
+        ({"N": "6e4"}, ["'6e4', not a whole number", "--N=60000"]),
+        ({"N": "60,000"}, ["'60,000', not a whole number", "Type it in digits"]),
+        ({"N": "9" * 19}, ["not a whole number", "Type it in digits"]),
+        ({"N": "100"}, ["larger than --N", "Type a --batch_size of at most 100"]),
+        ({"batch_size": None}, ["--batch_size is missing", "--batch_size=256"]),
+        ({"batch_size": "0"}, ["--batch_size is 0", "--batch_size=256"]),
+        ({"batch_size": "-4"}, ["'-4', not a whole number", "--batch_size=256"]),
+        ({"batch_size": "2.5"}, ["'2.5', not a whole number", "--batch_size=256"]),
+        (
+            {"noise_multiplier": None},
+            ["--noise_multiplier is missing", "--target_epsilon=3 to solve"],
+        ),
+        ({"target_epsilon": "3"}, ["are both given", "Type only one of them"]),
+        ({"noise_multiplier": "-1"}, ["below 0", "Type a number such as 1.1"]),
+        ({"noise_multiplier": "nan"}, ["'nan', not a number", "=1.1"]),
+        ({"noise_multiplier": "1e999"}, ["too large", "--noise_multiplier=1.1"]),
+        (
+            {"noise_multiplier": None, "target_epsilon": "0"},
+            ["not above 0", "Type a number such as 3"],
+        ),
+        (
+            {"noise_multiplier": None, "target_epsilon": "x"},
+            ["'x', not a number", "--target_epsilon=3"],
+        ),
+        (
+            {
+                "noise_multiplier": None,
+                "target_epsilon": "1e-9",
+                "delta": "1e-20",
+                "N": "256",
+                "epochs": "1e7",
+            },
+            ["No noise reaches such a target", "take fewer steps"],
+        ),
+        ({"epochs": None}, ["--epochs is missing", "or --steps=14063"]),
+        ({"steps": "10"}, ["are both given", "Type only one of them"]),
+        ({"epochs": "0"}, ["--epochs is 0", "Type a number such as 60"]),
+        ({"epochs": "-2"}, ["--epochs is -2", "Type a number such as 60"]),
+        ({"epochs": "1e999"}, ["--epochs is 1e999", "Type a number such as 60"]),
+        ({"epochs": "1e9999999"}, ["not a number", "--epochs=60"]),
+        ({"epochs": "1/3"}, ["'1/3', not a number", "--epochs=60"]),
+        ({"epochs": None, "steps": "0"}, ["--steps is 0", "--steps=14063"]),
+        ({"epochs": None, "steps": "ten"}, ["'ten'", "--steps=14063"]),
+        ({"delta": None}, ["--delta is missing", "Type --delta=1e-6"]),
+        ({"delta": "0"}, ["outside (0, 1)", "--delta=1e-6"]),
+        ({"delta": "1"}, ["outside (0, 1)", "--delta=1e-6"]),
+        ({"delta": "1e-999"}, ["outside (0, 1)", "--delta=1e-6"]),
+        ({"delta": "tiny"}, ["'tiny', not a number", "--delta=1e-6"]),
+        ({"relation": "both"}, ["'both', which is not known", "or zero_out"]),
+        ({"microbatches": "1"}, ["--microbatches=1", "--help for the options"]),
+        ({"noise": "1"}, ["--noise=1", "--help for the options"]),
+        ({"json": "yes"}, ["json", "--help for the options"]),
+    ],
+    ids=str,
+)
+def test_bad_input_gets_one_line_that_says_what_to_type(capsys, changes, parts) -> None:
+    assert_refused(capsys, arguments(**changes), *parts)
+
+
+def test_option_without_a_value_is_refused(capsys) -> None:
+    assert_refused(capsys, ["--N"], "--N", "expected one argument", "--help")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_module_runs_as_a_command() -> None:
+    module = ("-m", "accounting.compute_dp_sgd_privacy")
+    good = run(*module, *arguments())
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "at most 2.597" in good.stdout
+    bad = run(*module, *arguments(delta="2"))
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+    assert "Traceback" not in bad.stderr
+
+
+def test_import_loads_neither_tensorflow_nor_the_slow_parts_of_scipy() -> None:
+    code = "import sys, accounting, accounting.compute_dp_sgd_privacy\n"
+    code += "print(*sys.modules)"
+    loaded = set(run("-c", code).stdout.split())
+    assert "accounting.rdp" in loaded
+    heavy = {"tensorflow", "keras", "absl", "scipy.stats", "scipy.optimize"}
+    heavy |= {"scipy.signal", "dp_accounting", "mpmath"}
+    assert loaded & heavy == set()
