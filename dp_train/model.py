@@ -12,7 +12,7 @@ from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_repor
 from dp_train import host, model_checks
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError
-from dp_train.gradients.structures import map_rows, row_count
+from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import PoissonLoader, is_batched, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import (
@@ -69,8 +69,7 @@ def make_private(
     model_checks.check_class(model)
     state = PrivacyState(gradients, microbatch_size)
     model.__class__ = _private_class(type(model))
-    # Keras would track, save and restore what its own __setattr__ sees.
-    object.__setattr__(model, "_privacy", state)
+    model._start(state)
     if model.compiled:
         model.train_function = None
         adopt_optimizer(model)
@@ -100,7 +99,16 @@ _Mixin: Any = keras.Model if TYPE_CHECKING else object
 class PrivateTraining(_Mixin):
     """The private training step and its way into fit; mixed into the model's class."""
 
-    _privacy: PrivacyState
+    def _start(self, state: PrivacyState) -> PrivacyState:
+        """Puts the state where Keras does not track, save or restore it."""
+        object.__setattr__(self, "_privacy_state", state)
+        return state
+
+    @property
+    def _privacy(self) -> PrivacyState:
+        """The state; a clone, which Keras makes from the class, starts a new one."""
+        state = vars(self).get("_privacy_state")
+        return state or self._start(PrivacyState("auto", "auto"))
 
     # --------------------------------------------------------------- public additions
 
@@ -190,6 +198,12 @@ class PrivateTraining(_Mixin):
         self._privacy.functions.clear()
         if isinstance(self.optimizer, DPOptimizer):
             adopt_optimizer(self)
+
+    def compile_from_config(self, config: Any) -> None:
+        """As keras.Model.compile_from_config, which refuses overridden compiles."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
@@ -311,6 +325,7 @@ def clipped_gradients(
     sample_weight: Any = None,
     *,
     l2_norm_clip: float,
+    expected_batch_size: float | None = None,
 ) -> ClippedSum:
     """Sum of per-example gradients, each clipped: for custom training loops.
 
@@ -325,6 +340,8 @@ def clipped_gradients(
             [n, ...] of a batch that you chose, recorded as unverified sampling.
         y, sample_weight: as in train_on_batch; not with a Batch.
         l2_norm_clip: C > 0.
+        expected_batch_size: public divisor of the noised sum, > 0; default: the
+            loader's batch_size, or the number of rows of a batch that you chose.
 
     Returns:
         The clipped sum. It is not yet private: apply_clipped_sum adds the noise and
@@ -332,7 +349,8 @@ def clipped_gradients(
 
     Raises:
         NotPrivateError: the model is not private, or the Batch was used before.
-        ValueError: l2_norm_clip is not positive and finite.
+        ValueError: l2_norm_clip is not positive and finite, or the number of rows is
+            unknown while tracing.
     """
     if not isinstance(model, PrivateTraining):
         raise NotPrivateError(
@@ -344,7 +362,7 @@ def clipped_gradients(
         sampling = x.sampling
         x, y, sample_weight = x.take()
     else:
-        sampling = UnverifiedSampling(max(1, int(row_count((x, y, sample_weight)))))
+        sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
     prepare(model, rows, sampling)
     clip = check_l2_norm_clip(l2_norm_clip)
@@ -361,7 +379,18 @@ def clipped_gradients(
     return ClippedSum(
         gradients=tuple(gradients),
         l2_norm_bound=clip,
-        expected_batch_size=sampling.expected_batch_size,
+        expected_batch_size=expected_batch_size or sampling.expected_batch_size,
         account=Account(model.privacy_ledger, sampling),
         data_free_gradients=tuple(data_free),
     )
+
+
+def _static_rows(x: Any) -> int:
+    """Rows of a batch that somebody chose: at least 1, and known while tracing."""
+    rows = tensors(x)[0].shape[0]
+    if rows is None:
+        raise ValueError(
+            "The number of rows of this batch is unknown while tracing. The noised sum "
+            "needs a public divisor. Pass expected_batch_size to clipped_gradients."
+        )
+    return max(1, int(rows))

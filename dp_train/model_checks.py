@@ -59,6 +59,22 @@ def check_precision(model: keras.Model, optimizer: Any) -> None:
         )
 
 
+def check_recurrence(model: keras.Model) -> None:
+    """Refuses recurrent layers that carry their state from batch to batch.
+
+    Raises:
+        NotPrivateError: a layer has stateful=True.
+    """
+    for layer in host.sublayers(model):
+        if getattr(layer, "stateful", False) is True:
+            raise NotPrivateError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) is stateful. It hands "
+                "the state left by one example to another example of the next batch, "
+                "so clipping no longer bounds what one example does. Build it with "
+                "stateful=False."
+            )
+
+
 def check_losses(model: keras.Model) -> None:
     """Refuses losses that are normalised by the data of the whole batch.
 
@@ -146,8 +162,6 @@ def _replacement(layer: keras.layers.Layer | None) -> str:
             "Replace BatchNormalization by keras.layers.GroupNormalization or "
             "LayerNormalization, or freeze it with trainable=False before compile."
         )
-    if isinstance(layer, keras.layers.RNN):
-        return "Build the recurrent layer with stateful=False."
     return (
         "Freeze it with trainable=False if that stops it, or replace it by a layer "
         "that treats every example by itself."

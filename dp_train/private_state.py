@@ -121,6 +121,7 @@ def check_ready(model: Any) -> None:
 def prepare(model: Any, example: Any, sampling: Sampling) -> None:
     """Builds and checks the model, and chooses the rows of a chunk."""
     state = model._privacy
+    model_checks.check_recurrence(model)
     two_rows = map_rows(lambda t: tf.TensorSpec((2, *t.shape[1:]), t.dtype), example)
     host.symbolic_build(model, *two_rows)
     variables = model.trainable_variables
@@ -139,9 +140,8 @@ def prepare(model: Any, example: Any, sampling: Sampling) -> None:
     layers = host.sublayers(model)
     fingerprint = (*map(id, model.variables), *((id(v), v.trainable) for v in layers))
     if state.checked != fingerprint:
-        model_checks.check_state_updates(model, two_rows[0])
-        model_checks.check_examples_are_separate(model, two_rows[0])
         state.seed_states = model_checks.check_state_updates(model, two_rows[0])
+        model_checks.check_examples_are_separate(model, two_rows[0])
         state.checked = fingerprint
     microbatch = choose.microbatch_rows(
         state.microbatch_size, variables, sampling.expected_batch_size

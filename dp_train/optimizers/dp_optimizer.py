@@ -17,10 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import Event, GaussianEvent, Ledger, calibrate
+from accounting import Event, GaussianEvent, Ledger, RdpAccountant, calibrate
 from dp_train import host
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     checked_expected_batch_size,
@@ -29,6 +29,9 @@ from dp_train.optimizers.arguments import (
     checked_target,
 )
 from dp_train.values import ClippedSum, Sampling
+
+_SPENT = 1e-3
+"""A target of which less than this share is left counts as spent."""
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
@@ -86,7 +89,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         name: str | None = None,
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
-        self.inner = checked_inner(inner)
+        # The name that Keras gives to wrapped optimizers: SwapEMAWeights looks for it.
+        self.inner_optimizer = checked_inner(inner)
         self.l2_norm_clip = check_l2_norm_clip(l2_norm_clip)
         self.target_epsilon, self.target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
@@ -167,7 +171,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 strict=True,
             )
         ]
-        self.inner.apply(noised, variables)
+        self.inner_optimizer.apply(noised, variables)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Always raises NotPrivateError: these gradients were not clipped.
@@ -222,12 +226,22 @@ class DPOptimizer(keras.optimizers.Optimizer):
         def event(noise_multiplier: float) -> Event:
             return sampling.event(GaussianEvent(noise_multiplier))
 
+        relation = ledger.supported_relation(event(1.0))
+        spent = RdpAccountant(relation).compose_ledger(ledger)
+        epsilon = spent.epsilon(self.target_delta).upper
+        if epsilon > self.target_epsilon * (1 - _SPENT):
+            raise BudgetSpentError(
+                f"The target epsilon of {self.target_epsilon:g} is spent: "
+                f"{ledger.total} releases cost {epsilon:.6g} at delta "
+                f"{self.target_delta:g}. What is left would need so much noise that "
+                "nothing is learned. Raise target_epsilon, or train on other data."
+            )
         self.noise_multiplier = calibrate.noise_multiplier(
             self.target_epsilon,
             self.target_delta,
             1.0,
             planned_steps,
-            relation=ledger.supported_relation(event(1.0)),
+            relation=relation,
             spent=ledger,
             make_event=event,
         )
@@ -238,35 +252,35 @@ class DPOptimizer(keras.optimizers.Optimizer):
     @host.untracked
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the inner optimizer's variables."""
-        self.inner.build(variables)
+        self.inner_optimizer.build(variables)
         super().build(variables)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """Own and inner variables."""
-        return [*self._variables, *self.inner.variables]
+        return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def learning_rate(self) -> Any:
         """The inner optimizer's learning rate."""
-        return self.inner.learning_rate
+        return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        self.inner.learning_rate = learning_rate
+        self.inner_optimizer.learning_rate = learning_rate
 
     @property
     def iterations(self) -> Any:
         """Number of updates so far."""
-        return self.inner.iterations
+        return self.inner_optimizer.iterations
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes averaged weights, where the inner optimizer keeps them."""
-        self.inner.finalize_variable_values(var_list)
+        self.inner_optimizer.finalize_variable_values(var_list)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """As in the inner optimizer."""
-        self.inner.exclude_from_weight_decay(*args, **kwargs)
+        self.inner_optimizer.exclude_from_weight_decay(*args, **kwargs)
 
     # ------------------------------------------------------------------ saving
 
@@ -274,7 +288,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Arguments and the ledger; the key of the noise is in neither."""
         return {
             "name": self.name,
-            "inner": keras.saving.serialize_keras_object(self.inner),
+            "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
             "l2_norm_clip": self.l2_norm_clip,
             "noise_multiplier": self.noise_multiplier,
             "target_epsilon": self.target_epsilon,

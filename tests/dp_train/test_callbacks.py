@@ -1,0 +1,151 @@
+"""Epsilon while training, and a stop that is exact."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import compiled, data, sequential
+
+import dp_train
+from accounting import GaussianEvent, PoissonSampledEvent, RdpAccountant
+
+
+def epsilon_after(steps, sampling_probability=0.1, delta=1e-5):
+    event = PoissonSampledEvent(sampling_probability, GaussianEvent(1.0))
+    return RdpAccountant().compose(event, steps).epsilon(delta).upper
+
+
+class Recorder(keras.callbacks.Callback):
+    """What later callbacks see."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(logs.get("epsilon"))
+
+
+def test_every_later_callback_sees_the_epsilon_of_what_was_executed():
+    recorder, model = Recorder(), compiled()
+    history = model.fit(
+        *data(),
+        batch_size=6,
+        epochs=2,
+        verbose=0,
+        callbacks=[recorder, dp_train.EpsilonLogger(1e-5)],
+    )
+    expected = [epsilon_after(i + 1) for i in range(20)]
+    assert recorder.batches == pytest.approx(expected)
+    assert history.history["epsilon"] == pytest.approx([expected[9], expected[19]])
+
+
+def test_epsilon_is_a_column_of_the_progress_bar(capsys):
+    compiled().fit(
+        *data(), batch_size=6, verbose=2, callbacks=[dp_train.EpsilonLogger(1e-5)]
+    )
+    assert f"epsilon: {epsilon_after(10):.4f}" in capsys.readouterr().out
+
+
+def scalars(directory):
+    """{step: value} of privacy/epsilon in the event files under a directory."""
+    found = {}
+    for path in directory.glob("events.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                assert value.tag == "privacy/epsilon"
+                assert value.metadata.plugin_data.plugin_name == "scalars"
+                found[event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("update_freq", "steps"), [("epoch", [10, 20]), (4, [4, 8, 10, 14, 18, 20])]
+)
+def test_event_files_hold_epsilon_against_releases(tmp_path, update_freq, steps):
+    logger = dp_train.EpsilonLogger(1e-5, log_dir=tmp_path, update_freq=update_freq)
+    compiled().fit(*data(), batch_size=6, epochs=2, verbose=0, callbacks=[logger])
+    expected = {step: epsilon_after(step) for step in steps}
+    assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)
+
+
+def test_event_files_are_written_without_tensorboard_installed(tmp_path):
+    script = f"""
+import sys
+for name in ("tensorboard", "tensorboard.plugins", "tensorboard.summary"):
+    sys.modules[name] = None
+import keras, numpy as np, dp_train
+model = dp_train.make_private(keras.Sequential([keras.layers.Dense(1)]))
+model.compile(dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0), loss="mse")
+model.fit(np.zeros((10, 2)), np.zeros((10, 1)), batch_size=5, verbose=0,
+          callbacks=[dp_train.EpsilonLogger(1e-5, log_dir={json.dumps(str(tmp_path))})])
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert list(scalars(tmp_path)) == [2]
+
+
+def test_update_freq_is_checked():
+    with pytest.raises(ValueError, match="Use 'epoch'"):
+        dp_train.EpsilonLogger(1e-5, update_freq=0)
+
+
+def test_callbacks_refuse_a_plain_model():
+    for callback in (dp_train.EpsilonLogger(1e-5), dp_train.BudgetStop(1.0, 1e-5)):
+        model = sequential()
+        model.compile("sgd", loss="mse")
+        with pytest.raises(dp_train.NotPrivateError, match="make_private"):
+            model.fit(data()[0], np.zeros((60, 3)), callbacks=[callback], verbose=0)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 4, 16])
+@pytest.mark.parametrize("limit", [1, 6, 13])
+def test_budget_stop_makes_exactly_the_steps_that_fit(steps_per_execution, limit):
+    model = compiled(steps_per_execution=steps_per_execution)
+    budget = (epsilon_after(limit) + epsilon_after(limit + 1)) / 2
+    model.fit(
+        *data(),
+        batch_size=6,
+        epochs=4,
+        verbose=0,
+        callbacks=[dp_train.BudgetStop(budget, 1e-5)],
+    )
+    assert model.privacy_ledger.total == limit
+    assert int(model.optimizer.iterations) == limit
+    assert model.privacy_report(1e-5).epsilon.upper <= budget
+
+
+def test_budget_stop_counts_what_was_spent_before():
+    model = compiled()
+    stop = dp_train.BudgetStop(epsilon_after(25) * (1 + 1e-9), 1e-5)
+    model.fit(*data(), batch_size=6, epochs=2, verbose=0, callbacks=[stop])
+    model.fit(*data(), batch_size=6, epochs=2, verbose=0, callbacks=[stop])
+    assert model.privacy_ledger.total == 25
+    with pytest.raises(dp_train.BudgetSpentError, match="Raise the budget"):
+        model.fit(*data(), batch_size=6, verbose=0, callbacks=[stop])
+    assert model.privacy_ledger.total == 25
+
+
+def test_fit_after_budget_stop_is_not_limited_by_it():
+    model = compiled()
+    stop = dp_train.BudgetStop(epsilon_after(3) * (1 + 1e-9), 1e-5)
+    model.fit(*data(), batch_size=6, verbose=0, callbacks=[stop])
+    model.fit(*data(), batch_size=6, verbose=0)
+    assert model.privacy_ledger.total == 13
+
+
+def test_metrics_at_the_stop_are_those_of_executed_steps():
+    model = compiled(
+        optimizer=dp_train.DPSGD(0.0, l2_norm_clip=1.0, noise_multiplier=1.0),
+        steps_per_execution=16,
+    )
+    stop = dp_train.BudgetStop(epsilon_after(2, 1.0) * (1 + 1e-9), 1e-5)
+    history = model.fit(
+        *data(), batch_size=60, steps_per_epoch=9, verbose=0, callbacks=[stop]
+    )
+    assert model.privacy_ledger.total == 2
+    loss = model.evaluate(*data(), verbose=0)
+    assert history.history["loss"][0] == pytest.approx(loss, rel=1e-5)

@@ -1,0 +1,415 @@
+"""What would break the guarantee raises, and the message names the fix."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import CLASSES, FEATURES, compiled, data, loss, sequential
+
+import dp_train
+
+
+def dense_and(*layers):
+    return keras.Sequential(
+        [keras.Input((FEATURES,)), *layers, keras.layers.Dense(CLASSES)]
+    )
+
+
+def dp_sgd(**arguments):
+    return dp_train.DPSGD(
+        0.1, **{"l2_norm_clip": 1.0, "noise_multiplier": 1.0, **arguments}
+    )
+
+
+# ------------------------------------------------------------------ ways round clipping
+
+
+def test_plain_model_with_a_dp_optimizer_raises_at_the_first_step():
+    model = sequential()
+    model.compile(dp_sgd(), loss=loss())
+    with pytest.raises(dp_train.NotPrivateError, match="model = dp_train.make_private"):
+        model.fit(*data(), verbose=0)
+
+
+def test_apply_gradients_raises():
+    optimizer = dp_sgd()
+    variable = keras.Variable(np.zeros(3))
+    with pytest.raises(dp_train.NotPrivateError, match="apply_clipped_sum"):
+        optimizer.apply_gradients([(tf.ones(3), variable)])
+
+
+def test_private_model_with_a_plain_optimizer_raises():
+    model = dp_train.make_private(sequential())
+    model.compile("adam", loss=loss())
+    with pytest.raises(dp_train.NotPrivateError, match=r"dp_train\.DPAdam"):
+        model.fit(*data(), verbose=0)
+
+
+def test_step_outside_fit_is_never_uncharged():
+    model = compiled()
+    x, y = data()
+    model.train_on_batch(x, y)
+    before = model.get_weights()
+    with pytest.raises(Exception, match="outside fit, train_on_batch"):
+        model.train_function(iter([(x, y, None)]))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_model_with_its_own_train_step_is_refused():
+    class Own(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    with pytest.raises(dp_train.NotPrivateError, match="compute_loss"):
+        dp_train.make_private(Own())
+
+
+def test_something_else_than_a_model_is_refused():
+    with pytest.raises(TypeError, match=r"keras\.Sequential"):
+        dp_train.make_private(keras.layers.Dense(1))
+
+
+def test_model_that_is_not_compiled_is_refused():
+    with pytest.raises(ValueError, match=r"model\.compile"):
+        dp_train.make_private(sequential()).fit(*data(), verbose=0)
+
+
+# --------------------------------------------------------------------- layers and state
+
+
+def test_batch_normalization_is_refused_by_name_with_the_replacement():
+    model = compiled(dense_and(keras.layers.BatchNormalization(name="norm")))
+    with pytest.raises(dp_train.NotPrivateError, match="'norm'.*GroupNormalization"):
+        model.fit(*data(), verbose=0)
+    assert model.privacy_ledger.total == 0
+
+
+def test_batch_normalization_without_statistics_in_a_nested_model_is_refused():
+    inner = keras.Sequential([keras.layers.Dense(4), keras.layers.BatchNormalization()])
+    with pytest.raises(dp_train.NotPrivateError, match="BatchNormalization"):
+        compiled(dense_and(inner)).fit(*data(), verbose=0)
+
+
+def test_frozen_batch_normalization_trains():
+    norm = keras.layers.BatchNormalization()
+    norm.trainable = False
+    model = compiled(dense_and(norm))
+    model.fit(*data(), verbose=0)
+    assert model.privacy_ledger.total == 2
+
+
+class Center(keras.layers.Layer):
+    """Subtracts the mean of the batch."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
+class BatchSoftmax(keras.layers.Layer):
+    """A softmax over the batch axis."""
+
+    def call(self, x):
+        return keras.ops.softmax(x, axis=0)
+
+
+class RunningMean(keras.layers.Layer):
+    """Keeps statistics of the data."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(
+            shape=shape[1:], initializer="zeros", trainable=False, name="mean"
+        )
+
+    def call(self, x, training=False):
+        if training:
+            self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=0))
+        return x - self.mean
+
+
+@pytest.mark.parametrize("layer", [Center, BatchSoftmax])
+def test_layer_that_mixes_examples_is_refused_by_name(layer):
+    model = compiled(dense_and(layer(name="mixer"), keras.layers.Dense(4)))
+    with pytest.raises(dp_train.NotPrivateError, match="'mixer'.*mixes examples"):
+        model.fit(*data(), verbose=0)
+
+
+def test_layer_that_mixes_examples_behind_dropout_is_refused():
+    model = compiled(dense_and(keras.layers.Dropout(0.5), Center(name="mixer")))
+    with pytest.raises(dp_train.NotPrivateError, match="'mixer'.*mixes examples"):
+        model.fit(*data(), verbose=0)
+
+
+def test_layer_that_keeps_statistics_of_the_data_is_refused_by_name():
+    model = compiled(dense_and(RunningMean(name="running")))
+    with pytest.raises(
+        dp_train.NotPrivateError, match="'running'.*released without noise"
+    ):
+        model.fit(*data(), verbose=0)
+
+
+def test_stateful_recurrent_layer_is_refused():
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(20, 3, FEATURES)),
+            keras.layers.LSTM(CLASSES, stateful=True),
+        ]
+    )
+    x = np.zeros((20, 3, FEATURES), "float32")
+    with pytest.raises(dp_train.NotPrivateError, match="stateful=False"):
+        compiled(model).fit(x, np.zeros(20, int), batch_size=20, verbose=0)
+
+
+def test_string_inputs_are_refused():
+    model = keras.Sequential(
+        [
+            keras.Input((1,), dtype="string"),
+            keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot"),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    dataset = tf.data.Dataset.from_tensors((tf.constant([["a"], ["b"]]), [0, 1]))
+    with pytest.raises(dp_train.NotPrivateError, match="out of the model"):
+        compiled(model).fit(dataset, verbose=0)
+
+
+def test_trainable_changed_after_compile_is_refused_until_compiled_again():
+    model = compiled()
+    model.fit(*data(), verbose=0)
+    model.layers[0].trainable = False
+    with pytest.raises(dp_train.NotPrivateError, match=r"model\.compile again"):
+        model.fit(*data(), verbose=0)
+    model.compile(dp_sgd(), loss=loss())
+    model.fit(*data(), verbose=0)
+
+
+def test_weights_added_after_the_first_fit_are_refused():
+    model = compiled()
+    model.fit(*data(), verbose=0)
+    model.layers[0].enable_lora(2)
+    with pytest.raises(dp_train.NotPrivateError, match=r"compile again"):
+        model.fit(*data(), verbose=0)
+
+
+# ------------------------------------------------------------------ precision, strategy
+
+
+def test_mixed_float16_is_refused_and_bfloat16_named():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = dp_train.make_private(sequential())
+        with pytest.raises(dp_train.NotPrivateError, match="mixed_bfloat16"):
+            model.compile(dp_sgd(), loss=loss())
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("is_inner", [True, False])
+def test_loss_scale_optimizer_is_refused(is_inner):
+    model = dp_train.make_private(sequential())
+    with pytest.raises((dp_train.NotPrivateError, ValueError), match="mixed_bfloat16"):
+        if is_inner:
+            dp_train.DPOptimizer(
+                keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()),
+                l2_norm_clip=1.0,
+                noise_multiplier=1.0,
+            )
+        else:
+            model.compile(keras.optimizers.LossScaleOptimizer(dp_sgd()), loss=loss())
+
+
+def test_several_replicas_are_refused():
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) == 1:
+        strategy = _two_replicas()
+    with strategy.scope():
+        model = compiled(sequential())
+    with pytest.raises(dp_train.NotPrivateError, match="default strategy"):
+        model.fit(*data(), verbose=0)
+
+
+def _two_replicas():
+    class Two(tf.distribute.Strategy):
+        num_replicas_in_sync = 2
+
+    return Two(tf.distribute.OneDeviceStrategy("cpu:0").extended)
+
+
+def test_loss_that_divides_by_the_batch_weights_is_refused():
+    with pytest.raises(dp_train.NotPrivateError, match="sum_over_batch_size"):
+        compiled(
+            loss=keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            )
+        )
+
+
+# ---------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"gradient_accumulation_steps": 4},
+        {"clipnorm": 1.0},
+        {"clipvalue": 1.0},
+        {"global_clipnorm": 1.0},
+        {"loss_scale_factor": 8.0},
+    ],
+    ids=lambda a: next(iter(a)),
+)
+def test_inner_optimizer_that_clips_accumulates_or_scales_is_refused(argument):
+    (name,) = argument
+    with pytest.raises(ValueError, match=f"Remove {name}"):
+        dp_train.DPOptimizer(
+            keras.optimizers.SGD(0.1, **argument),
+            l2_norm_clip=1.0,
+            noise_multiplier=1.0,
+        )
+    with pytest.raises(ValueError, match=f"Remove {name}"):
+        dp_sgd(**argument)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, np.inf, np.nan, "big"])
+def test_clip_must_be_positive_and_finite(clip):
+    with pytest.raises(ValueError, match=r"Start from 1\.0"):
+        dp_sgd(l2_norm_clip=clip)
+
+
+@pytest.mark.parametrize("noise", [-0.1, np.inf, np.nan])
+def test_noise_multiplier_must_be_finite_and_not_negative(noise):
+    with pytest.raises(ValueError, match=r"calibrate\.noise_multiplier"):
+        dp_sgd(noise_multiplier=noise)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, 2.0, np.nan])
+def test_delta_must_be_inside_0_1(delta):
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        dp_train.EpsilonLogger(delta)
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        dp_train.BudgetStop(1.0, delta)
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        dp_sgd(noise_multiplier=None, target_epsilon=1.0, target_delta=delta)
+    with pytest.raises(ValueError, match="delta"):
+        compiled().privacy_report(delta)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, np.inf])
+def test_target_epsilon_must_be_positive_and_finite(epsilon):
+    with pytest.raises(ValueError, match="0.5 to 10"):
+        dp_train.BudgetStop(epsilon, 1e-5)
+    with pytest.raises(ValueError, match="0.5 to 10"):
+        dp_sgd(noise_multiplier=None, target_epsilon=epsilon, target_delta=1e-5)
+
+
+def test_either_noise_or_target_must_be_given():
+    with pytest.raises(ValueError, match="Give either"):
+        dp_sgd(target_epsilon=1.0, target_delta=1e-5)
+    with pytest.raises(ValueError, match="Give either"):
+        dp_sgd(noise_multiplier=None)
+    with pytest.raises(ValueError, match="Remove target_delta"):
+        dp_sgd(target_delta=1e-5)
+
+
+def test_other_arguments_are_checked():
+    with pytest.raises(ValueError, match="Leave it out"):
+        dp_sgd(noise_source="mt19937")
+    with pytest.raises(ValueError, match="usual number of rows"):
+        dp_sgd(expected_batch_size=0)
+    with pytest.raises(TypeError, match=r"l2_norm_clip=1\.0"):
+        dp_train.DPAdam(0.1, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match="plain Keras optimizer"):
+        dp_train.DPOptimizer(dp_sgd(), l2_norm_clip=1.0, noise_multiplier=1.0)
+    with pytest.raises(ValueError, match="Use 'auto'"):
+        dp_train.make_private(sequential(), gradients="fast")
+    with pytest.raises(ValueError, match="Use 'auto'"):
+        dp_train.make_private(sequential(), microbatch_size=0)
+
+
+@pytest.mark.parametrize("batch_size", [61, 0, -3])
+def test_batch_size_must_lie_between_0_and_the_number_of_examples(batch_size):
+    with pytest.raises(ValueError, match="batch_size must be above 0 and at most 60"):
+        compiled().fit(*data(), batch_size=batch_size, verbose=0)
+
+
+def test_data_that_cannot_be_sampled_by_row_is_refused():
+    x, y = data()
+    with pytest.raises(ValueError, match="equal first axes"):
+        compiled().fit(x, y[:-1], verbose=0)
+    with pytest.raises(ValueError, match="NumPy array of numbers"):
+        compiled().fit(tf.ragged.constant([[1.0], [1.0, 2.0]]), np.zeros(2), verbose=0)
+    with pytest.raises(ValueError, match="Multiply them"):
+        compiled().fit(x, y, class_weight={0: 1.0}, sample_weight=np.ones(60))
+    loader = dp_train.PoissonLoader(x, y, batch_size=6)
+    with pytest.raises(ValueError, match="Pass them to PoissonLoader"):
+        compiled().fit(loader, batch_size=6, verbose=0)
+
+
+# ----------------------------------------------------------------------- spent budgets
+
+
+def test_fit_on_a_spent_budget_is_refused():
+    model = compiled(
+        optimizer=dp_train.DPAdam(
+            0.01, l2_norm_clip=1.0, target_epsilon=3.0, target_delta=1e-5
+        )
+    )
+    model.fit(*data(), batch_size=20, verbose=0)
+    before = model.get_weights()
+    with pytest.raises(dp_train.BudgetSpentError, match="Raise target_epsilon"):
+        model.fit(*data(), batch_size=20, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_target_epsilon_without_a_number_of_steps_is_refused():
+    model = compiled(
+        optimizer=dp_train.DPAdam(
+            0.01, l2_norm_clip=1.0, target_epsilon=3.0, target_delta=1e-5
+        )
+    )
+    x, y = data()
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        model.fit(iter([(x, y)]), verbose=0)
+    with pytest.raises(ValueError, match="number of steps"):
+        model.train_on_batch(x, y)
+
+
+# ---------------------------------------------------------------------------- warnings
+
+
+def test_no_noise_warns_and_makes_epsilon_infinite():
+    model = compiled(optimizer=dp_sgd(noise_multiplier=0))
+    with pytest.warns(dp_train.PrivacyWarning, match="epsilon is infinity"):
+        model.fit(*data(), verbose=0)
+    report = model.privacy_report(1e-5)
+    assert report.epsilon.upper == np.inf
+    assert "no_noise" in {caveat.id for caveat in report.caveats}
+
+
+def test_delta_above_one_over_examples_is_a_caveat():
+    model = compiled()
+    model.fit(*data(), verbose=0)
+    caveats = {caveat.id for caveat in model.privacy_report(1 / 60).caveats}
+    assert "delta_too_large" in caveats
+    caveats = {caveat.id for caveat in model.privacy_report(1 / 61).caveats}
+    assert "delta_too_large" not in caveats
+
+
+def test_callbacks_that_decide_on_private_figures_warn():
+    stop = keras.callbacks.EarlyStopping(monitor="loss")
+    with pytest.warns(dp_train.PrivacyWarning, match="public validation data"):
+        compiled().fit(*data(), callbacks=[stop], verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stop = keras.callbacks.EarlyStopping(monitor="val_loss")
+        compiled().fit(*data(), validation_data=data(), callbacks=[stop], verbose=0)
+
+
+def test_jit_compile_warns_that_it_is_not_used():
+    with pytest.warns(UserWarning, match="Leave jit_compile out"):
+        model = compiled(jit_compile=True)
+    assert not model.jit_compile
+    model.fit(*data(), verbose=0)

@@ -1,0 +1,181 @@
+"""The ledger belongs to the model: it travels, is merged, and is never lowered."""
+
+import copy
+
+import keras
+import numpy as np
+import pytest
+from models import BUILDERS, Registered, Subclassed, compiled, data
+
+import dp_train
+from accounting import Ledger
+
+
+def trained(builder=BUILDERS["functional"], steps=3):
+    model = compiled(builder())
+    model.fit(*data(), batch_size=20, steps_per_epoch=steps, verbose=0)
+    return model
+
+
+LOADABLE = {name: b for name, b in BUILDERS.items() if name != "subclassed"}
+
+
+@pytest.mark.parametrize("builder", LOADABLE.values(), ids=LOADABLE)
+@pytest.mark.parametrize("save", ["model.save", "save_model"])
+def test_saved_model_loads_as_plain_keras_with_ledger_and_state(
+    builder, save, tmp_path
+):
+    model = trained(builder)
+    path = tmp_path / "model.keras"
+    if save == "model.save":
+        model.save(path)
+    else:
+        keras.saving.save_model(model, path)
+    loaded = keras.models.load_model(path)
+    assert not hasattr(loaded, "privacy_ledger")
+    assert isinstance(loaded.optimizer, dp_train.DPSGD)
+    np.testing.assert_array_equal(
+        loaded.predict(data()[0], verbose=0), model.predict(data()[0], verbose=0)
+    )
+    with pytest.raises(dp_train.NotPrivateError, match="make_private"):
+        loaded.fit(*data(), verbose=0)
+    private = dp_train.make_private(loaded)
+    assert private.privacy_ledger.total == 3
+    private.fit(*data(), batch_size=20, verbose=0)
+    assert private.privacy_ledger.total == 6
+    assert int(private.optimizer.iterations) == 6
+
+
+def test_unregistered_subclass_loads_with_custom_objects(tmp_path):
+    model = trained(Subclassed)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "model.keras", custom_objects={"Subclassed": Subclassed}
+    )
+    assert type(loaded) is Subclassed
+
+
+def test_registered_subclass_is_saved_under_its_own_name(tmp_path):
+    model = trained(Registered)
+    model.save(tmp_path / "model.keras")
+    assert type(keras.models.load_model(tmp_path / "model.keras")) is Registered
+
+
+def test_sidecar_is_the_ledger_in_readable_form(tmp_path):
+    model = trained()
+    model.save(tmp_path / "model.keras")
+    text = (tmp_path / "model.keras.ledger.json").read_text()
+    assert Ledger.from_json(text).releases == model.privacy_ledger.releases
+
+
+def test_legacy_h5_file_carries_the_ledger(tmp_path):
+    model = trained()
+    model.save(tmp_path / "model.h5")
+    loaded = dp_train.make_private(keras.models.load_model(tmp_path / "model.h5"))
+    assert loaded.privacy_ledger.total == 3
+
+
+def test_loading_an_older_checkpoint_keeps_what_was_spent(tmp_path):
+    model = trained(steps=2)
+    model.save(tmp_path / "old.keras")
+    model.save_weights(tmp_path / "old.weights.h5")
+    model.fit(*data(), batch_size=20, steps_per_epoch=4, verbose=0)
+    model.load_weights(tmp_path / "old.weights.h5")
+    assert model.privacy_ledger.total == 6
+    model.load_weights(tmp_path / "old.keras")
+    assert model.privacy_ledger.total == 6
+
+
+def test_two_continuations_of_one_checkpoint_add_up(tmp_path):
+    trained(steps=2).save(tmp_path / "start.keras")
+    continuations = []
+    for steps in (3, 4):
+        model = dp_train.make_private(keras.models.load_model(tmp_path / "start.keras"))
+        model.fit(*data(), batch_size=20, steps_per_epoch=steps, verbose=0)
+        model.save_weights(tmp_path / f"{steps}.weights.h5")
+        continuations.append(model)
+    continuations[0].load_weights(tmp_path / "4.weights.h5")
+    assert continuations[0].privacy_ledger.total == 2 + 3 + 4
+
+
+def test_model_checkpoint_and_backup_keep_the_ledger(tmp_path):
+    model = compiled()
+    callbacks = [
+        keras.callbacks.ModelCheckpoint(
+            tmp_path / "{epoch}.keras", save_best_only=False
+        ),
+        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+    ]
+    model.fit(*data(), batch_size=20, epochs=2, callbacks=callbacks, verbose=0)
+    first = dp_train.make_private(keras.models.load_model(tmp_path / "1.keras"))
+    second = dp_train.make_private(keras.models.load_model(tmp_path / "2.keras"))
+    assert (first.privacy_ledger.total, second.privacy_ledger.total) == (3, 6)
+
+
+def test_where_the_ledger_cannot_travel_a_new_one_starts_and_the_report_says_so(
+    tmp_path,
+):
+    model = trained()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    copied = BUILDERS["functional"]()
+    copied.set_weights(model.get_weights())
+    cloned = keras.models.clone_model(dp_train.make_private(BUILDERS["sequential"]()))
+    for fresh in (loaded, copied, cloned):
+        private = compiled(fresh)
+        assert private.privacy_ledger.total == 0
+        private.fit(*data(), batch_size=20, verbose=0)
+        caveats = {c.id for c in private.privacy_report(1e-5).caveats}
+        assert "ledger_scope" in caveats
+
+
+def test_clone_of_a_compiled_private_model_goes_on_with_its_ledger():
+    model = trained()
+    clone = keras.models.clone_model(model)
+    dp_train.make_private(clone).fit(*data(), batch_size=20, verbose=0)
+    assert clone.privacy_ledger.total == 6
+    assert model.privacy_ledger.total == 3
+
+
+def test_deepcopy_gives_a_plain_model_that_refuses_to_train_plainly():
+    copied = copy.deepcopy(trained())
+    assert not hasattr(copied, "privacy_ledger")
+    with pytest.raises(dp_train.NotPrivateError, match="make_private"):
+        copied.fit(*data(), verbose=0)
+
+
+def test_optimizer_config_round_trip_keeps_arguments_and_ledger():
+    model = trained()
+    config = keras.optimizers.serialize(model.optimizer)
+    loaded = keras.optimizers.deserialize(config)
+    assert type(loaded) is dp_train.DPSGD
+    assert loaded.ledger.releases == model.privacy_ledger.releases
+    assert (loaded.l2_norm_clip, loaded.noise_multiplier) == (1.0, 1.0)
+    assert isinstance(loaded.inner_optimizer, keras.optimizers.SGD)
+    assert "key" not in str(config).lower().replace("keras", "")
+
+
+def test_calibrated_optimizer_round_trip_keeps_target_and_noise():
+    model = compiled(
+        optimizer=dp_train.DPAdam(
+            0.01, l2_norm_clip=1.0, target_epsilon=3.0, target_delta=1e-5
+        )
+    )
+    model.fit(*data(), batch_size=20, verbose=0)
+    loaded = keras.optimizers.deserialize(keras.optimizers.serialize(model.optimizer))
+    assert loaded.target_epsilon == 3.0
+    assert loaded.noise_multiplier == model.optimizer.noise_multiplier
+
+
+def test_evaluate_predict_summary_and_weights_stay(capsys):
+    plain = BUILDERS["sequential"]()
+    weights = plain.get_weights()
+    outputs = plain.predict(data()[0], verbose=0)
+    private = dp_train.make_private(plain)
+    assert private is plain
+    for a, b in zip(weights, private.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(private.predict(data()[0], verbose=0), outputs)
+    private.summary()
+    assert "Sequential" in private.__class__.__name__
+    assert "dense" in capsys.readouterr().out
