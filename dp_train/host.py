@@ -6,6 +6,7 @@ either is tried here first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -163,3 +164,18 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
         layer.trainable != compiled.get(layer, layer.trainable)
         for layer in model._flatten_layers()
     )
+
+
+@contextmanager
+def without_converter_warnings() -> Iterator[None]:
+    """Drops TensorFlow's notes to itself while it vectorizes ("... Fix that!")."""
+
+    def is_for_users(record: logging.LogRecord) -> bool:
+        return "uses a while_loop" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(is_for_users)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_for_users)

@@ -52,11 +52,11 @@ class PoissonLoader(keras.utils.PyDataset):
         steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
-        self._arrays = tuple(
+        self.arrays = tuple(
             None if a is None else keras.tree.map_structure(_dense, a)
             for a in (x, y, sample_weight)
         )
-        lengths = {len(a) for a in keras.tree.flatten(self._arrays) if a is not None}
+        lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
             raise ValueError(
                 f"x, y and sample_weight have different numbers of examples: "
@@ -79,7 +79,7 @@ class PoissonLoader(keras.utils.PyDataset):
             None
             if a is None
             else keras.tree.map_structure(lambda t: t.take(indices, axis=0), a)
-            for a in self._arrays
+            for a in self.arrays
         )
         return x, y, sample_weight
 
@@ -163,8 +163,9 @@ def poisson_loader(
     return loader, loader.sampling
 
 
-def peeked(x: Any) -> tuple[Any, Any]:
-    """(data, first batch as (x, y, sample_weight)); no batch is lost."""
+def peeked(x: Any) -> tuple[Any, Any, Any]:
+    """(data, first batch, its shapes) as (x, y, sample_weight); no batch is lost."""
+    spec = None
     if isinstance(x, keras.utils.PyDataset):
         first = x[0]
     elif hasattr(x, "__next__"):
@@ -177,9 +178,9 @@ def peeked(x: Any) -> tuple[Any, Any]:
         x = generator()
     else:
         first = next(iter(x))
-    if isinstance(first, list):
-        first = tuple(first)
-    return x, keras.utils.unpack_x_y_sample_weight(first)
+        spec = getattr(x, "element_spec", None)
+    unpack = keras.utils.unpack_x_y_sample_weight
+    return x, unpack(first), unpack(first if spec is None else spec)
 
 
 def length(data: Any) -> int | None:

@@ -168,7 +168,12 @@ class PrivateTraining(_Mixin):
         penalty = [tf.cast(p, losses.dtype) for p in host.regularization_losses(self)]
         host.loss_tracker(self).update_state(sum(penalty, losses))
         if host.has_output_losses(self):
-            host.update_output_losses(self, y, y_pred, sample_weight)
+            # The mean over no rows is NaN, which would stay in the metric.
+            tf.cond(
+                rows > 0,
+                lambda: host.update_output_losses(self, y, y_pred, sample_weight),
+                lambda: None,
+            )
         return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     # --------------------------------------------------------------- Keras's own calls
@@ -239,7 +244,13 @@ class PrivateTraining(_Mixin):
         check_ready(self)
         is_validation_private = bool(validation_split) and validation_data is None
         if isinstance(x, PoissonLoader) or not is_batched(x):
-            if is_validation_private and not isinstance(x, PoissonLoader):
+            if isinstance(x, PoissonLoader) and is_validation_private:
+                raise ValueError(
+                    f"validation_split={validation_split} was given with a "
+                    "PoissonLoader. The loader already samples all of its examples. "
+                    "Split the arrays first and pass validation_data."
+                )
+            if is_validation_private:
                 (x, y, sample_weight), validation_data = host.split_validation(
                     (x, y, sample_weight), validation_split
                 )
@@ -248,10 +259,10 @@ class PrivateTraining(_Mixin):
             )
             self._privacy.population = sampling.population
             planned: int | None = len(data)
-            example = data._arrays
+            example = spec = data.arrays
             fit_arguments: dict[str, Any] = {}
         else:
-            data, example = peeked(x)
+            data, example, spec = peeked(x)
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)
@@ -263,7 +274,7 @@ class PrivateTraining(_Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        prepare(self, example, sampling)
+        prepare(self, example, sampling, spec)
         steps = None if planned is None else planned * max(0, epochs - initial_epoch)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []

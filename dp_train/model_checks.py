@@ -288,5 +288,5 @@ def warn_of_releasing_callbacks(callbacks: Any, is_validation_private: bool) -> 
                 "that epsilon does not count. Monitor a metric of public validation "
                 "data instead.",
                 PrivacyWarning,
-                stacklevel=4,
+                stacklevel=3,
             )

@@ -118,12 +118,21 @@ def check_ready(model: Any) -> None:
     adopt_optimizer(model)
 
 
-def prepare(model: Any, example: Any, sampling: Sampling) -> None:
-    """Builds and checks the model, and chooses the rows of a chunk."""
+def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> None:
+    """Builds and checks the model, and chooses the rows of a chunk.
+
+    Args:
+        model: a private model.
+        example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
+        sampling: how batches will be drawn.
+        spec: the same with None for sizes that vary, where they are known.
+    """
     state = model._privacy
     model_checks.check_recurrence(model)
-    two_rows = map_rows(lambda t: tf.TensorSpec((2, *t.shape[1:]), t.dtype), example)
-    host.symbolic_build(model, *two_rows)
+    batches = map_rows(
+        lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), spec or example
+    )
+    host.symbolic_build(model, *batches)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, DPOptimizer):
@@ -140,8 +149,8 @@ def prepare(model: Any, example: Any, sampling: Sampling) -> None:
     layers = host.sublayers(model)
     fingerprint = (*map(id, model.variables), *((id(v), v.trainable) for v in layers))
     if state.checked != fingerprint:
-        state.seed_states = model_checks.check_state_updates(model, two_rows[0])
-        model_checks.check_examples_are_separate(model, two_rows[0])
+        state.seed_states = model_checks.check_state_updates(model, example[0])
+        model_checks.check_examples_are_separate(model, example[0])
         state.checked = fingerprint
     microbatch = choose.microbatch_rows(
         state.microbatch_size, variables, sampling.expected_batch_size

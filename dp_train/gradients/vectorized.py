@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from dp_train import clipping
+from dp_train import clipping, host
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import restored, tensors
 
@@ -45,8 +45,9 @@ def clipped_sum(
 
     # A stateless key that varies has no converter, so random layers need the fall-back;
     # elsewhere a missing converter is an error rather than a slow surprise.
-    flat = tf.vectorized_map(
-        one, [*leaves, *keys], fallback_to_while_loop=bool(keys), warn=False
-    )
+    with host.without_converter_warnings():
+        flat = tf.vectorized_map(
+            one, [*leaves, *keys], fallback_to_while_loop=bool(keys), warn=False
+        )
     gradients, outputs = restored(structure[0], flat)
     return clipping.sum_clipped(gradients, l2_norm_clip, is_real), outputs

@@ -213,7 +213,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                     "noise_multiplier=0 clips gradients but adds no noise: epsilon is "
                     "infinity. Use it to debug or to compare, never for private data.",
                     PrivacyWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return None
         if planned_steps is None:

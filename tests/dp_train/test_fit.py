@@ -132,6 +132,35 @@ def test_dicts_several_outputs_and_their_losses_work():
     assert shown["two_loss"][0] > 0
 
 
+def test_empty_batches_leave_the_losses_of_several_outputs_finite():
+    inputs = keras.Input((FEATURES,))
+    outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")}
+    model = compiled(keras.Model(inputs, outputs), loss={"a": "mse", "b": "mse"})
+    x, _ = data()
+    labels = {"a": x[:, :1], "b": x[:, 1:2]}
+    history = model.fit(x, labels, batch_size=1, epochs=1, verbose=0)
+    assert all(np.isfinite(values).all() for values in history.history.values())
+
+
+def test_sequences_of_varying_length_train_from_an_unbuilt_model():
+    def batches():
+        for steps in (3, 5, 4):
+            yield np.zeros((2, steps, FEATURES), "float32"), np.zeros(2, "int64")
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec((None, None, FEATURES), tf.float32),
+            tf.TensorSpec((None,), tf.int64),
+        ),
+    ).apply(tf.data.experimental.assert_cardinality(3))
+    model = compiled(
+        keras.Sequential([keras.layers.LSTM(2), keras.layers.Dense(CLASSES)])
+    )
+    model.fit(dataset, verbose=0)
+    assert model.privacy_ledger.total == 3
+
+
 def test_shown_loss_and_metrics_are_those_of_evaluate():
     x, y = data()
     model = compiled(

@@ -345,6 +345,8 @@ def test_data_that_cannot_be_sampled_by_row_is_refused():
     loader = dp_train.PoissonLoader(x, y, batch_size=6)
     with pytest.raises(ValueError, match="Pass them to PoissonLoader"):
         compiled().fit(loader, batch_size=6, verbose=0)
+    with pytest.raises(ValueError, match="pass validation_data"):
+        compiled().fit(loader, validation_split=0.5, verbose=0)
 
 
 # ----------------------------------------------------------------------- spent budgets
