@@ -91,9 +91,11 @@ class Batch:
         return self.x, self.y, self.sample_weight
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClippedSum:
     """Sum over a batch of gradients, each clipped: the only value that leaves it.
+
+    It pays for exactly one release.
 
     Attributes:
         gradients: one tensor a trainable variable, in the model's order and shapes.
@@ -110,6 +112,23 @@ class ClippedSum:
     expected_batch_size: Any
     account: Account
     data_free_gradients: tuple[tf.Tensor | None, ...]
+    _is_used: bool = field(default=False, repr=False)
+
+    def take(self) -> tuple[tf.Tensor, ...]:
+        """The gradients, once.
+
+        Raises:
+            NotPrivateError: they were already released; noise on the same sum twice is
+                not two releases from independent samples.
+        """
+        if self._is_used:
+            raise NotPrivateError(
+                "This clipped sum was already released. A second release from the same "
+                "draw is not an independent sample, so the accounted epsilon would be "
+                "too small. Call clipped_gradients on the next batch."
+            )
+        self._is_used = True
+        return self.gradients
 
 
 BeginRelease = Callable[[str], float]

@@ -64,7 +64,10 @@ def microbatch_rows(
         bytes_per_row = sum(math.prod(v.shape) * 4 for v in variables)
         rows = max(1, MEMORY_BUDGET // max(1, bytes_per_row))
         largest = expected_batch_size + 6 * math.sqrt(expected_batch_size) + 6
-        return None if largest <= rows else int(rows)
+        if largest <= rows:
+            return None
+        # Equal chunks: a last chunk of few rows would be padded to a full one.
+        return math.ceil(largest / math.ceil(largest / rows))
     if (
         isinstance(microbatch_size, bool)
         or not isinstance(microbatch_size, int)

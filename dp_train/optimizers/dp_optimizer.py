@@ -123,15 +123,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             ValueError: the optimizer has no noise multiplier or no variables yet.
-            NotPrivateError: the clipped sum belongs to other variables.
+            NotPrivateError: the clipped sum belongs to other variables, or was
+                released before.
         """
-        if self.noise_multiplier is None:
-            raise ValueError(
-                f"The noise is not known yet: target_epsilon={self.target_epsilon} is "
-                "calibrated by fit, which knows the number of steps. Outside fit "
-                "nobody does. Pass noise_multiplier="
-                "accounting.calibrate.noise_multiplier(...) instead."
-            )
+        self._known_noise_multiplier()
         if not self.built:
             if trainable_variables is None:
                 raise ValueError(
@@ -153,25 +148,36 @@ class DPOptimizer(keras.optimizers.Optimizer):
         bound = clipped_sum.l2_norm_bound
 
         def begin_release(noise_source: str) -> float:
-            multiplier = self.noise_multiplier
-            assert multiplier is not None
+            multiplier = self._known_noise_multiplier()
             clipped_sum.account.charge(
                 multiplier, bound, noise_source if multiplier > 0 else "none"
             )
             return multiplier * bound
 
+        gradients = clipped_sum.take()
         shapes = [tuple(v.shape) for v in variables]
         noise = draw_noise(self.noise_source, shapes, begin_release)
         noised = [
             _average(g, z, clipped_sum.expected_batch_size, extra)
             for g, z, extra in zip(
-                clipped_sum.gradients,
+                gradients,
                 noise,
                 clipped_sum.data_free_gradients,
                 strict=True,
             )
         ]
         self.inner_optimizer.apply(noised, variables)
+
+    def _known_noise_multiplier(self) -> float:
+        """The noise multiplier, read when a release is made."""
+        if self.noise_multiplier is None:
+            raise ValueError(
+                f"The noise is not known yet: target_epsilon={self.target_epsilon} is "
+                "calibrated by fit, which knows the number of steps. Outside fit "
+                "nobody does. Pass noise_multiplier="
+                "accounting.calibrate.noise_multiplier(...) instead."
+            )
+        return self.noise_multiplier
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Always raises NotPrivateError: these gradients were not clipped.

@@ -118,6 +118,15 @@ def test_batch_pays_for_one_release_only():
         dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
 
 
+def test_clipped_sum_pays_for_one_release_only():
+    model = compiled()
+    clipped = dp_train.clipped_gradients(model, *data(), l2_norm_clip=1.0)
+    model.optimizer.apply_clipped_sum(clipped)
+    with pytest.raises(dp_train.NotPrivateError, match="next batch"):
+        model.optimizer.apply_clipped_sum(clipped)
+    assert model.privacy_ledger.total == 1
+
+
 def test_custom_loop_over_chosen_batches_is_unverified():
     x, y = data()
     model = compiled()
