@@ -7,7 +7,7 @@ either is tried here first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
+from tensorflow.python.ops.parallel_for import pfor
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -40,9 +41,9 @@ def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False))
 
 
-def call_model(model: keras.Model, x: Any) -> Any:
-    """The model in training mode, whether or not its call has that argument."""
-    return model(x, training=True) if model._call_has_training_arg else model(x)
+def call_model(model: keras.Model, x: Any, training: bool = True) -> Any:
+    """The model's outputs, whether or not its call knows `training`."""
+    return model(x, training=training) if model._call_has_training_arg else model(x)
 
 
 @contextmanager
@@ -166,16 +167,74 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
     )
 
 
-@contextmanager
-def without_converter_warnings() -> Iterator[None]:
-    """Drops TensorFlow's notes to itself while it vectorizes ("... Fix that!")."""
+def vectorized_map(
+    function: Callable[[list[tf.Tensor]], Any], elements: list[tf.Tensor]
+) -> Any:
+    """tf.vectorized_map with a sound batched matmul and without notes to itself.
 
-    def is_for_users(record: logging.LogRecord) -> bool:
-        return "uses a while_loop" not in record.getMessage()
-
+    The oneDNN kernel of TensorFlow 2.21 reads beyond the buffer of an operand that is
+    broadcast along the first of several batch axes where the other is 1 (tensorflow
+    issues 117700 and 123109): wrong gradients, or a crash. The map of a batch of one
+    makes just that shape, so here both operands get equal batch axes.
+    """
+    registry = pfor._pfor_converter_registry
+    unsound = registry["BatchMatMulV2"]
     logger = tf.get_logger()
-    logger.addFilter(is_for_users)
+    registry["BatchMatMulV2"] = _convert_batch_matmul
+    logger.addFilter(_is_for_users)
+    try:
+        # An op without a converter (keyed random ops, depthwise convolutions) runs
+        # example by example: slower, and right.
+        return tf.vectorized_map(function, elements, warn=False)
+    finally:
+        logger.removeFilter(_is_for_users)
+        registry["BatchMatMulV2"] = unsound
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """False for "... uses a while_loop. Fix that!"."""
+    return "uses a while_loop" not in record.getMessage()
+
+
+def _convert_batch_matmul(pfor_input: Any) -> Any:
+    """A BatchMatMulV2 of many examples as one matmul without broadcasting."""
+    x, is_x_stacked, _ = pfor_input.input(0)
+    y, is_y_stacked, _ = pfor_input.input(1)
+    adj_x, adj_y = pfor_input.get_attr("adj_x"), pfor_input.get_attr("adj_y")
+    if is_x_stacked and not is_y_stacked and y.shape.rank == 2 and not adj_x:
+        rows = tf.reshape(x, tf.stack([-1, tf.shape(x)[-1]]))
+        product = tf.matmul(rows, y, adjoint_b=adj_y)
+        shape = tf.concat([tf.shape(x)[:-1], tf.shape(product)[-1:]], axis=0)
+        return pfor.wrap(tf.reshape(product, shape), True)
+    pfor_input.stack_inputs()
+    pfor_input.expanddim_inputs_for_broadcast()
+    x, y = pfor_input.input(0)[0], pfor_input.input(1)[0]
+    batch = tf.broadcast_dynamic_shape(tf.shape(x)[:-2], tf.shape(y)[:-2])
+    flat_x, flat_y = (
+        tf.reshape(
+            tf.broadcast_to(t, tf.concat([batch, tf.shape(t)[-2:]], axis=0)),
+            tf.concat([[-1], tf.shape(t)[-2:]], axis=0),
+        )
+        for t in (x, y)
+    )
+    product = tf.matmul(flat_x, flat_y, adjoint_a=adj_x, adjoint_b=adj_y)
+    shape = tf.concat([batch, tf.shape(product)[-2:]], axis=0)
+    return pfor.wrap(tf.reshape(product, shape), True)
+
+
+def recurrent_layers(model: keras.Model) -> list[keras.layers.RNN]:
+    """Every layer of the model that loops over time steps."""
+    return [s for s in sublayers(model) if isinstance(s, keras.layers.RNN)]
+
+
+@contextmanager
+def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
+    """Unrolls recurrent layers inside the block: a loop hides its ops from the walk."""
+    layers = [layer for layer in recurrent_layers(model) if not layer.unroll]
+    for layer in layers:
+        object.__setattr__(layer, "unroll", True)
     try:
         yield
     finally:
-        logger.removeFilter(is_for_users)
+        for layer in layers:
+            object.__setattr__(layer, "unroll", False)

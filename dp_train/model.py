@@ -12,6 +12,7 @@ from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_repor
 from dp_train import host, model_checks
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError
+from dp_train.gradients.choose import Plan
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import PoissonLoader, is_batched, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
@@ -134,6 +135,19 @@ class PrivateTraining(_Mixin):
             population=self._privacy.population,
         )
 
+    def privacy_plan(self) -> Plan:
+        """Which engine computes per-example gradients, and how; print it.
+
+        Raises:
+            ValueError: not known before the first fit or train_on_batch.
+        """
+        if not self._privacy.checked:
+            raise ValueError(
+                "There is no plan yet. It depends on the loss and on the shapes of the "
+                "data. Call fit or train_on_batch first."
+            )
+        return self._privacy.plan
+
     # --------------------------------------------------------------- the training step
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -201,6 +215,7 @@ class PrivateTraining(_Mixin):
         super().compile(optimizer, *args, **kwargs)
         model_checks.check_losses(self)
         self._privacy.functions.clear()
+        self._privacy.checked = ()
         if isinstance(self.optimizer, DPOptimizer):
             adopt_optimizer(self)
 

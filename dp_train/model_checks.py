@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.errors import NotPrivateError, PrivacyWarning
-
-_PROBE_ROWS = 3
+from dp_train.made_up import made_up
 
 
 def check_class(model: keras.Model) -> None:
@@ -105,7 +104,7 @@ def check_state_updates(model: keras.Model, x: Any) -> list[keras.Variable]:
         NotPrivateError: a layer updates non-trainable weights from data.
     """
     seeds = host.seed_states(model)
-    probe = _made_up(x)
+    probe = made_up(x)
     if probe is None:
         raise NotPrivateError(
             "The model takes inputs that are not numbers (strings, say). Whether its "
@@ -137,7 +136,7 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
     Raises:
         NotPrivateError: it does; the layer is named where it can be found.
     """
-    first, second = _made_up(x), _made_up(x, changed_rows=True)
+    first, second = made_up(x), made_up(x, changed_rows=True)
     if not _same(_outputs(model, first), _outputs(model, first)):
         return  # an unseeded random layer: nothing can be concluded
     if _same(_outputs(model, first), _outputs(model, second)):
@@ -166,37 +165,6 @@ def _replacement(layer: keras.layers.Layer | None) -> str:
         "Freeze it with trainable=False if that stops it, or replace it by a layer "
         "that treats every example by itself."
     )
-
-
-def _made_up(x: Any, changed_rows: bool = False) -> Any:
-    """Inputs of the shapes of `x`, the same at every call; None if not numeric."""
-    generator, other = (np.random.default_rng(seed) for seed in (1, 2))
-    leaves = [t for t in keras.tree.flatten(x) if t is not None]
-    if not all(_is_numeric(t) for t in leaves):
-        return None
-
-    def one(t: Any) -> Any:
-        if t is None:
-            return None
-        dtype = tf.as_dtype(t.dtype)
-        shape = (_PROBE_ROWS, *t.shape[1:])
-        values: Any
-        if dtype.is_floating:
-            values = generator.standard_normal(shape)
-            if changed_rows:
-                values[1:] = other.standard_normal(values[1:].shape)
-        else:
-            # 0 and 1 are valid ids of almost any embedding.
-            values = generator.integers(0, 2, shape)
-            if changed_rows:
-                values[1:] = 1 - values[1:]
-        return tf.cast(values, dtype)
-
-    return keras.tree.map_structure(one, x, none_is_leaf=True)
-
-
-def _is_numeric(t: Any) -> bool:
-    return tf.as_dtype(t.dtype).is_floating or tf.as_dtype(t.dtype).is_integer
 
 
 def _call(model: keras.Model, x: Any, mapping: list[Any]) -> tuple[Any, Any]:

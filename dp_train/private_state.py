@@ -26,13 +26,14 @@ class PrivacyState:
     """What private training keeps beside the model: never saved, found by reference."""
 
     def __init__(self, gradients: str, microbatch_size: int | str) -> None:
+        self.checked: tuple[Any, ...] = ()
         self.set_options(gradients, microbatch_size)
         self.account = Account(Ledger())
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
         self.microbatch: int | None = None
-        self.checked: tuple[Any, ...] = ()
+        self.plan = choose.Plan("loop", (), (), 0)
         self.functions: dict[float, Any] = {}
         # What a fit decides lives in variables: the compiled step outlives the fit.
         self.releases = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -41,9 +42,10 @@ class PrivacyState:
 
     def set_options(self, gradients: str, microbatch_size: int | str) -> None:
         """Checks and sets the options of make_private."""
-        self.engine = choose.engine_name(gradients)
-        choose.microbatch_rows(microbatch_size, [], 1.0)
+        self.gradients = choose.check_engine_name(gradients)
+        choose.microbatch_rows(microbatch_size, 0, 1.0)
         self.microbatch_size = microbatch_size
+        self.checked = ()
 
     def restrict(self, steps: int) -> None:
         """Lets the current fit make at most `steps` releases from its start."""
@@ -63,7 +65,7 @@ def clipped_sum_of(
     variables = model.trainable_variables
     objective = Objective(model, variables, state.seed_states)
     gradients, outputs = choose.clipped_sum(
-        state.engine, objective, rows, l2_norm_clip, state.microbatch
+        state.plan.engine, objective, rows, l2_norm_clip, state.microbatch
     )
     with tf.GradientTape() as tape:
         penalties = host.regularization_losses(model)
@@ -151,9 +153,16 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
     if state.checked != fingerprint:
         state.seed_states = model_checks.check_state_updates(model, example[0])
         model_checks.check_examples_are_separate(model, example[0])
+        objective = Objective(model, variables, state.seed_states)
+        is_graph = not model.run_eagerly
+        state.plan = choose.make_plan(
+            state.gradients, objective, example, spec or example, is_graph
+        )
         state.checked = fingerprint
     microbatch = choose.microbatch_rows(
-        state.microbatch_size, variables, sampling.expected_batch_size
+        state.microbatch_size,
+        state.plan.numbers_per_row,
+        sampling.expected_batch_size,
     )
     # A loop over chunks is right for any batch, so a traced one stays.
     is_auto = state.microbatch_size == "auto" and state.microbatch is not None

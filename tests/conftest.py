@@ -5,8 +5,6 @@ import os
 from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# One test process per core: the threads of TensorFlow would only wait for each other.
-os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

@@ -9,32 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from dp_train.gradients import loop, vectorized
+from dp_train.errors import NotPrivateError
+from dp_train.gradients import bookkeeping, loop, vectorized
+from dp_train.gradients.certificate import NotCertifiedError, certify
 from dp_train.gradients.objective import Objective, Outputs, Rows
 from dp_train.gradients.structures import accumulate, map_rows, row_count
+from dp_train.kernels.contribution import UnsupportedSiteError
 
 ENGINES: dict[str, Callable[..., Any]] = {
+    "bookkeeping": bookkeeping.clipped_sum,
     "vectorized": vectorized.clipped_sum,
     "loop": loop.clipped_sum,
 }
+"""From the fastest to the most general."""
 MEMORY_BUDGET = 256 * 2**20
 """Bytes that the per-example gradients of one chunk may take."""
 
 
-def engine_name(gradients: str) -> str:
-    """The engine that `gradients` names; "auto" is the fastest general one.
+def check_engine_name(gradients: str) -> str:
+    """`gradients` if it is "auto" or names an engine.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: it does not.
     """
-    if gradients == "auto":
-        return "vectorized"
-    if gradients not in ENGINES:
+    if gradients != "auto" and gradients not in ENGINES:
         raise ValueError(
             f"gradients must be one of 'auto', {', '.join(map(repr, ENGINES))}. "
             f"Received: gradients={gradients!r}. It names the engine that computes "
@@ -43,17 +46,109 @@ def engine_name(gradients: str) -> str:
     return gradients
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which engine computes per-example gradients, how, and why no faster one.
+
+    Attributes:
+        engine: a key of ENGINES.
+        refused: (engine, reason) of those that were tried before.
+        rows: one line a variable; empty unless the engine is "bookkeeping".
+        numbers_per_row: numbers in memory for each example of a chunk.
+    """
+
+    engine: str
+    refused: tuple[tuple[str, str], ...]
+    rows: tuple[bookkeeping.PlanRow, ...]
+    numbers_per_row: int
+
+    def __str__(self) -> str:
+        lines = [f"per-example gradients by engine {self.engine!r}"]
+        lines += [f"  not {name!r}: {reason}" for name, reason in self.refused]
+        lines.append(f"  {4 * self.numbers_per_row:,} bytes for each example")
+        if self.rows:
+            header = ("variable", "meets data at", "rule", "kept numbers")
+            table = [header] + [
+                (r.variable, r.sites or "-", r.rule, f"{r.kept_per_row:,}")
+                for r in self.rows
+            ]
+            widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+            for row in table:
+                cells = (c.ljust(w) for c, w in zip(row, widths, strict=True))
+                lines.append("  " + "  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def make_plan(
+    gradients: str, objective: Objective, example: Rows, spec: Rows, is_graph: bool
+) -> Plan:
+    """The fastest engine that agrees with the loop on made-up rows.
+
+    Args:
+        gradients: "auto", or the only engine to consider.
+        objective: the loss of one example.
+        example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
+        spec: the same with None for sizes that vary.
+        is_graph: False where the training step runs eagerly.
+
+    Raises:
+        NotPrivateError: the engine asked for cannot be used.
+    """
+    refused: list[tuple[str, str]] = []
+    for name in ENGINES if gradients == "auto" else [gradients]:
+        try:
+            if name == "bookkeeping" and not is_graph:
+                raise NotCertifiedError("run_eagerly=True leaves no graph to read")
+            rows = _plan_rows(objective, spec) if name == "bookkeeping" else ()
+            if name != "loop":
+                certify(ENGINES[name], objective, example)
+        except (UnsupportedSiteError, NotCertifiedError) as error:
+            refused.append((name, str(error)))
+            continue
+        return Plan(name, tuple(refused), rows, _numbers_per_row(name, objective, rows))
+    ((name, reason),) = refused
+    raise NotPrivateError(
+        f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
+        "would not be bounded as promised. Use gradients='auto'."
+    )
+
+
+def _plan_rows(objective: Objective, spec: Rows) -> tuple[bookkeeping.PlanRow, ...]:
+    """Traces the book-keeping engine for a batch of unknown size."""
+    found: list[bookkeeping.PlanRow] = []
+
+    @tf.function(autograph=False)
+    def trace(rows: Rows) -> tf.Tensor:
+        found[:] = bookkeeping.plan(objective, rows)
+        return tf.zeros([])
+
+    trace.get_concrete_function(
+        map_rows(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), spec)
+    )
+    return tuple(found)
+
+
+def _numbers_per_row(
+    engine: str, objective: Objective, rows: tuple[bookkeeping.PlanRow, ...]
+) -> int:
+    """Numbers in memory for each example of a chunk."""
+    if engine == "bookkeeping":
+        kept = sum(row.kept_per_row for row in rows)
+        return kept + max(row.scratch_per_row for row in rows)
+    if engine == "vectorized":
+        return sum(math.prod(v.shape) for v in objective.variables)
+    return 0
+
+
 def microbatch_rows(
-    microbatch_size: int | str,
-    variables: list[keras.Variable],
-    expected_batch_size: float,
+    microbatch_size: int | str, numbers_per_row: int, expected_batch_size: float
 ) -> int | None:
     """Rows of a chunk, or None where the whole batch is one chunk.
 
     Args:
         microbatch_size: rows, or "auto" to keep the per-example gradients of a chunk
             within MEMORY_BUDGET.
-        variables: the trainable variables.
+        numbers_per_row: of the plan.
         expected_batch_size: B; a Poisson batch exceeds B + 6 sqrt(B) + 6 with
             probability below 1e-6, and then merely takes more memory.
 
@@ -61,8 +156,7 @@ def microbatch_rows(
         ValueError: not "auto" and not a positive integer.
     """
     if microbatch_size == "auto":
-        bytes_per_row = sum(math.prod(v.shape) * 4 for v in variables)
-        rows = max(1, MEMORY_BUDGET // max(1, bytes_per_row))
+        rows = max(1, MEMORY_BUDGET // max(1, 4 * numbers_per_row))
         largest = expected_batch_size + 6 * math.sqrt(expected_batch_size) + 6
         if largest <= rows:
             return None

@@ -32,11 +32,13 @@ class Objective:
         model: built and compiled (or with losses of its own).
         variables: the trainable variables, in the model's order.
         seed_states: state variables of the seed generators that a training call moves.
+        training: False switches random layers off, to compare engines.
     """
 
     model: keras.Model
     variables: Sequence[keras.Variable]
     seed_states: Sequence[keras.Variable]
+    training: bool = True
 
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
         """Advances each seed generator once and gives every example its own state.
@@ -90,7 +92,7 @@ class Objective:
         ):
             tape.watch(weights)
             with keras.StatelessScope(mapping, collect_losses=True):
-                y_pred = host.call_model(self.model, x)
+                y_pred = host.call_model(self.model, x, self.training)
                 loss = host.compute_loss(self.model, x, y, y_pred, sample_weight)
                 total = tf.reduce_sum(tf.convert_to_tensor(loss))
         gradients = tape.gradient(

@@ -43,11 +43,6 @@ def clipped_sum(
         structure[:] = [result]
         return tensors(result)
 
-    # A stateless key that varies has no converter, so random layers need the fall-back;
-    # elsewhere a missing converter is an error rather than a slow surprise.
-    with host.without_converter_warnings():
-        flat = tf.vectorized_map(
-            one, [*leaves, *keys], fallback_to_while_loop=bool(keys), warn=False
-        )
+    flat = host.vectorized_map(one, [*leaves, *keys])
     gradients, outputs = restored(structure[0], flat)
     return clipping.sum_clipped(gradients, l2_norm_clip, is_real), outputs

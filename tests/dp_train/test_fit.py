@@ -348,7 +348,7 @@ def test_interrupted_training_keeps_what_was_spent():
 
 
 def test_chunks_are_used_only_where_a_batch_does_not_fit(monkeypatch):
-    model = compiled()
+    model = compiled(gradients="vectorized")
     model.fit(*data(), batch_size=6, verbose=0)
     assert model._privacy.microbatch is None
     row = 4 * sum(np.prod(v.shape) for v in model.trainable_variables)

@@ -1,0 +1,244 @@
+"""Per-example clipping read off the traced graph: one forward, one backward pass.
+
+1. Run the unmodified model on the whole batch with each weight replaced by an identity
+   of it, and the model's own loss on each example's predictions alone.
+2. Follow each identity through ops that only rearrange it to the ops that mix it with
+   data: its sites (dp_train/kernels has one rule for each family of ops).
+3. One backward pass gives the cotangents of the sites' outputs; operand and cotangent
+   give each example's gradient norm, and then the clipped sum.
+
+Lee and Kifer 2020 (arXiv:2009.03106) and Bu et al. 2023 (arXiv:2210.00038) do this with
+rules for each class of layers; on the graph a handful of ops covers most layers.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from dp_train import clipping, host
+from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
+from dp_train.gradients.structures import map_rows, restored, row_count, tensors
+from dp_train.kernels.contribution import Contribution, UnsupportedSiteError
+from dp_train.kernels.registry import KERNELS
+
+_REARRANGING = frozenset(
+    ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
+)
+"""Ops that permute entries or change a sign, so that norms stay."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a weight meets data: `op` reads it as input number `operand`."""
+
+    op: tf.Operation
+    operand: int
+
+    @property
+    def weight(self) -> tf.Tensor:
+        """The weight as the op sees it."""
+        return self.op.inputs[self.operand]
+
+
+def clipped_sum(
+    objective: Objective,
+    rows: Rows,
+    keys: list[tf.Tensor],
+    l2_norm_clip: float,
+    is_real: tf.Tensor | None = None,
+) -> tuple[list[tf.Tensor], Outputs]:
+    """Sum of clipped gradients, and what the metrics need; as in `vectorized`.
+
+    Only while tracing a graph.
+
+    Raises:
+        UnsupportedSiteError: a weight is used in a way that no kernel knows.
+    """
+    traced = _Traced(objective, rows, keys)
+    reached = [c for c in traced.contributions if c is not None]
+    if not reached:
+        raise UnsupportedSiteError("the loss reaches no weight")
+    norms = tf.sqrt(tf.add_n([c.squared_norms() for c in reached]))
+    factors = clipping.clip_factors(norms, l2_norm_clip)
+    keeps = tf.math.is_finite(norms)
+    if is_real is not None:
+        keeps = tf.logical_and(keeps, is_real)
+    return traced.clipped_sums(factors, keeps), traced.outputs
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """How one variable's per-example gradients are computed.
+
+    Attributes:
+        variable: its path.
+        sites: ops at which it meets data.
+        rule: of the kernel; "noise only" where the loss does not reach it.
+        kept_per_row: numbers in memory for each example until the sum.
+        scratch_per_row: numbers in memory for each example while they are computed.
+    """
+
+    variable: str
+    sites: str
+    rule: str
+    kept_per_row: int
+    scratch_per_row: int
+
+
+def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
+    """What clipped_sum would do for each variable.
+
+    Raises:
+        UnsupportedSiteError: a weight is used in a way that no kernel knows.
+    """
+    traced = _Traced(objective, rows, objective.example_keys(row_count(rows)))
+    found = []
+    for variable, sites, contribution in zip(
+        objective.variables, traced.sites, traced.contributions, strict=True
+    ):
+        ops = collections.Counter(site.op.type for site in sites)
+        found.append(
+            PlanRow(
+                variable.path,
+                ", ".join(f"{n} x {op}" if n > 1 else op for op, n in ops.items()),
+                "noise only" if contribution is None else contribution.rule,
+                0 if contribution is None else contribution.kept_per_row,
+                0 if contribution is None else contribution.scratch_per_row,
+            )
+        )
+    return found
+
+
+class _Traced:
+    """One forward and one backward pass, and what they say about every weight."""
+
+    def __init__(
+        self, objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
+    ) -> None:
+        batch = row_count(rows)
+        self.weights = weight_values(objective.variables)
+        # One key for the whole batch: random layers draw per example by themselves.
+        batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
+        self.outputs = _forward(objective, self.weights, rows, batch_keys)
+        found = [_sites(weight) for weight in self.weights]
+        outputs = {id(s.op): s.op.outputs[0] for sites in found for s in sites}
+        gradients = tf.gradients(self.outputs[0], list(outputs.values()))
+        cotangents = {
+            op: tf.convert_to_tensor(gradient)
+            for op, gradient in zip(outputs, gradients, strict=True)
+            if gradient is not None
+        }
+        self.sites = [[s for s in sites if id(s.op) in cotangents] for sites in found]
+        self.contributions = [
+            _contribution(sites, cotangents, batch) for sites in self.sites
+        ]
+
+    def clipped_sums(self, factors: tf.Tensor, keeps: tf.Tensor) -> list[tf.Tensor]:
+        """sum_b factors_b * gradient_b, in the shape of each weight."""
+        return [
+            _in_shape_of_weight(weight, sites, contribution, factors, keeps)
+            for weight, sites, contribution in zip(
+                self.weights, self.sites, self.contributions, strict=True
+            )
+        ]
+
+
+def _forward(
+    objective: Objective,
+    weights: Sequence[tf.Tensor],
+    rows: Rows,
+    keys: Sequence[tf.Tensor],
+) -> Outputs:
+    """Losses [b] of each example alone, predictions and masks of the batch."""
+    x, y, sample_weight = rows
+    model = objective.model
+    if host.recurrent_layers(model) and not all(
+        t.shape[1:].is_fully_defined() for t in tensors(x)
+    ):
+        raise UnsupportedSiteError("a recurrent layer over an unknown number of steps")
+    mapping = [
+        *zip(objective.variables, weights, strict=True),
+        *zip(objective.seed_states, keys, strict=True),
+    ]
+    with (
+        host.without_regularization_losses(model),
+        host.unrolled_recurrence(model),
+        keras.StatelessScope(mapping, collect_losses=True) as scope,
+    ):
+        y_pred = host.call_model(model, x, objective.training)
+        if scope.losses:
+            raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
+        masks = map_rows(host.get_mask, y_pred)
+        given = (x, y, sample_weight, y_pred, masks)
+
+        def one(elements: list[tf.Tensor]) -> tf.Tensor:
+            x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
+            keras.tree.map_structure(
+                lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
+            )
+            return tf.reduce_sum(host.compute_loss(model, x, y, y_pred, weight))
+
+        losses = host.vectorized_map(one, tensors(given))
+    return losses, y_pred, masks
+
+
+def _sites(weight: tf.Tensor) -> list[Site]:
+    """Every op that mixes the weight with data."""
+    found = []
+    for op in weight.consumers():
+        if op.type in _REARRANGING:
+            found += _sites(op.outputs[0])
+        else:
+            found += [Site(op, i) for i, t in enumerate(op.inputs) if t is weight]
+    return found
+
+
+def _contribution(
+    sites: list[Site], cotangents: dict[int, tf.Tensor], batch: tf.Tensor
+) -> Contribution | None:
+    """The per-example gradients of one weight over all of its sites."""
+    total: Contribution | None = None
+    for site in sites:
+        kernel = KERNELS.get(site.op.type)
+        if kernel is None:
+            raise UnsupportedSiteError(f"no kernel reads {site.op.type}")
+        if len(sites) > 1 and not _is_same_chain(site.weight, sites[0].weight):
+            raise UnsupportedSiteError("a weight is rearranged in two ways")
+        added = kernel(site.op, site.operand, cotangents[id(site.op)], batch)
+        total = added if total is None else total.plus(added)
+    return total
+
+
+def _is_same_chain(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """Whether two operands are the same rearrangement of a weight."""
+    while a is not b:
+        is_same = a.op.type == b.op.type and a.shape == b.shape
+        if not is_same or a.op.type not in _REARRANGING - {"Transpose"}:
+            return False
+        a, b = a.op.inputs[0], b.op.inputs[0]
+    return True
+
+
+def _in_shape_of_weight(
+    weight: tf.Tensor,
+    sites: list[Site],
+    contribution: Contribution | None,
+    factors: tf.Tensor,
+    keeps: tf.Tensor,
+) -> tf.Tensor:
+    """The clipped sum, moved back through the ops that rearranged the weight."""
+    dtype = tf.float32 if weight.dtype.size < 4 else weight.dtype
+    if contribution is None:
+        return tf.zeros(weight.shape, dtype)
+    operand = sites[0].weight
+    total = contribution.weighted_sum(factors, keeps)
+    if operand is weight:
+        return tf.cast(total, dtype)
+    total = tf.cast(tf.reshape(total, operand.shape), operand.dtype)
+    (moved,) = tf.gradients(operand, weight, grad_ys=total)
+    return tf.cast(moved, dtype)

@@ -1,0 +1,92 @@
+"""Certificate: an engine must agree with the slow loop before it touches data.
+
+On a few made-up rows and shaken weights, the clipped sums of the engine are compared
+with those of batch-of-one autodiff. It catches what shape checks cannot: a layer that
+mixes examples, a time-major reshape whose length equals the batch, a faulty kernel of
+the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dp_train.gradients import loop
+from dp_train.gradients.objective import Objective, Rows
+from dp_train.made_up import ROWS, made_up
+
+TOLERANCE = 1e-2
+"""Relative; kernels that sum in another order flip a ReLU now and then."""
+_CLIPS = (1e-3, 1e6)
+"""All examples clipped, so that norms count; none clipped, so that sums do."""
+_MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
+
+
+class NotCertifiedError(Exception):
+    """The engine gave other clipped sums than the loop, or could not be compared."""
+
+
+def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> None:
+    """Compares an engine with the loop.
+
+    Args:
+        engine: clipped_sum of an engine.
+        objective: the loss of one example.
+        example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
+
+    Raises:
+        NotCertifiedError: they differ by more than TOLERANCE, naming the variable.
+    """
+    x, y, sample_weight = example
+    rows = (
+        made_up(x),
+        made_up(y, is_positive=True),
+        made_up(sample_weight, is_positive=True),
+    )
+    if objective.seed_states:
+        objective = dataclasses.replace(objective, seed_states=[], training=False)
+    generator = np.random.default_rng(4)
+    shaken = [
+        (
+            v,
+            tf.convert_to_tensor(v.value)
+            + tf.cast(0.1 * generator.standard_normal(v.shape), v.dtype),
+        )
+        for v in objective.variables
+    ]
+
+    @tf.function(autograph=False)
+    def both(is_real: tf.Tensor) -> list[Any]:
+        return [
+            [compute(objective, rows, [], clip, is_real)[0] for clip in _CLIPS]
+            for compute in (engine, loop.clipped_sum)
+        ]
+
+    with keras.StatelessScope(shaken):
+        compared = [both(tf.constant(mask)) for mask in _MASKS]
+    for results, reference in compared:
+        for sums, expected in zip(results, reference, strict=True):
+            _compare(objective, sums, expected)
+
+
+def _compare(objective: Objective, sums: list[Any], expected: list[Any]) -> None:
+    """Relative to each variable, or to a thousandth of the largest of all."""
+    scales = [float(tf.reduce_max(tf.abs(e), axis=None)) for e in expected]
+    largest = max(scales)
+    if not 0 < largest < float("inf"):
+        raise NotCertifiedError("made-up rows give no finite gradient to compare")
+    for variable, value, reference, scale in zip(
+        objective.variables, sums, expected, scales, strict=True
+    ):
+        error = float(tf.reduce_max(tf.abs(value - reference)))
+        bound = TOLERANCE * max(scale, 1e-3 * largest)
+        if not error <= bound:
+            raise NotCertifiedError(
+                f"the clipped gradients of {variable.path!r} are off by "
+                f"{error / max(scale, 1e-3 * largest):.2g} from the loop's"
+            )

@@ -1,0 +1,28 @@
+"""Which kernel reads which op; a new op family is one more line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dp_train.kernels.broadcast import broadcast
+from dp_train.kernels.contribution import Contribution
+from dp_train.kernels.convolution import convolution, depthwise, transposed
+from dp_train.kernels.gather import gather
+from dp_train.kernels.matmul import matmul
+
+Kernel = Callable[[tf.Operation, int, tf.Tensor, tf.Tensor], Contribution]
+
+KERNELS: dict[str, Kernel] = {
+    "MatMul": matmul,
+    "BatchMatMulV2": matmul,
+    "BiasAdd": broadcast,
+    "AddV2": broadcast,
+    "Sub": broadcast,
+    "Mul": broadcast,
+    "GatherV2": gather,
+    "Conv2D": convolution,
+    "Conv2DBackpropInput": transposed,
+    "DepthwiseConv2dNative": depthwise,
+}
