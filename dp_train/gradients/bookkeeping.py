@@ -63,12 +63,23 @@ def clipped_sum(
     reached = [c for c in traced.contributions if c is not None]
     if not reached:
         raise UnsupportedSiteError("the loss reaches no weight")
-    norms = tf.sqrt(tf.add_n([c.squared_norms() for c in reached]))
+    norms = _norms(reached)
     factors = clipping.clip_factors(norms, l2_norm_clip)
     keeps = tf.math.is_finite(norms)
     if is_real is not None:
         keeps = tf.logical_and(keeps, is_real)
     return traced.clipped_sums(factors, keeps), traced.outputs
+
+
+def _norms(contributions: list[Contribution]) -> tf.Tensor:
+    """[b] float64 norms; float64 squares only where float32 ones overflow."""
+
+    def norms(is_wide: bool) -> tf.Tensor:
+        return tf.sqrt(tf.add_n([c.squared_norms(is_wide) for c in contributions]))
+
+    quick = norms(is_wide=False)
+    is_finite = tf.reduce_all(tf.math.is_finite(quick))
+    return tf.cond(is_finite, lambda: quick, lambda: norms(is_wide=True))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ class Contribution(abc.ABC):
     scratch_per_row: int = 0
 
     @abc.abstractmethod
-    def squared_norms(self) -> tf.Tensor:
-        """[b] float64 squared l2 norms."""
+    def squared_norms(self, is_wide: bool) -> tf.Tensor:
+        """[b] float64 squared l2 norms; see the function of this name."""
 
     @abc.abstractmethod
     def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
@@ -63,10 +63,21 @@ def select(values: tf.Tensor, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor
     return tf.where(tf.reshape(keeps, shape), scaled, tf.zeros_like(values))
 
 
-def squared_norms(values: tf.Tensor) -> tf.Tensor:
-    """[b] squared l2 norm of each row of [b, ...], accumulated in float64."""
+def squared_norms(values: tf.Tensor, is_wide: bool) -> tf.Tensor:
+    """[b] float64 squared l2 norm of each row of [b, ...].
+
+    Args:
+        values: [b, ...], any float dtype.
+        is_wide: squares in float64, right for any float32. Otherwise squares in
+            float32: above 1e19 they overflow to inf, and what underflows (each square
+            loses less than 2^-126) is added back, so that no norm is too small.
+    """
     axes = list(range(1, values.shape.rank))
-    return tf.reduce_sum(tf.square(tf.cast(values, tf.float64)), axes)
+    if is_wide or values.dtype == tf.float64:
+        return tf.reduce_sum(tf.square(tf.cast(values, tf.float64)), axes)
+    norms = tf.math.reduce_euclidean_norm(tf.cast(values, tf.float32), axes)
+    lost = tf.cast(tf.size(values[:1]), tf.float64) * 2.0**-126
+    return tf.square(tf.cast(norms, tf.float64)) + lost
 
 
 @final
@@ -82,8 +93,8 @@ class Kept(Contribution):
         self._gradients = gradients
         self.kept_per_row = gradients.shape[1:].num_elements() or 0
 
-    def squared_norms(self) -> tf.Tensor:
-        return squared_norms(self._gradients)
+    def squared_norms(self, is_wide: bool) -> tf.Tensor:
+        return squared_norms(self._gradients, is_wide)
 
     def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(select(self._gradients, factors, keeps), axis=0)
@@ -118,10 +129,11 @@ class Product(Contribution):
         """[b, i, o], computed once: it replaces the weight's backward pass."""
         return tf.matmul(self._inputs, self._cotangents, transpose_a=True)
 
-    def squared_norms(self) -> tf.Tensor:
-        if self._is_outer:
-            return squared_norms(self._inputs) * squared_norms(self._cotangents)
-        return squared_norms(self._gradients)
+    def squared_norms(self, is_wide: bool) -> tf.Tensor:
+        if not self._is_outer:
+            return squared_norms(self._gradients, is_wide)
+        inputs = squared_norms(self._inputs, is_wide)
+        return inputs * squared_norms(self._cotangents, is_wide)
 
     def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
         if not self._is_outer:
@@ -159,7 +171,7 @@ class Rows(Contribution):
         self._cotangents = cotangents
         self._rows = rows
 
-    def squared_norms(self) -> tf.Tensor:
+    def squared_norms(self, is_wide: bool) -> tf.Tensor:
         # Sum the cotangents of equal ids at the first place where the id stands, so
         # that nothing is subtracted: a norm by cancellation can be driven to 0.
         equal = tf.equal(self._ids[:, :, None], self._ids[:, None, :])
