@@ -131,6 +131,7 @@ class _Traced:
     def __init__(
         self, objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
     ) -> None:
+        rows = map_rows(_with_unknown_size, rows)
         batch = row_count(rows)
         self.weights = weight_values(objective.variables)
         # One key for the whole batch: random layers draw per example by themselves.
@@ -157,6 +158,12 @@ class _Traced:
                 self.weights, self.sites, self.contributions, strict=True
             )
         ]
+
+
+def _with_unknown_size(t: tf.Tensor) -> tf.Tensor:
+    """The tensor with its batch size hidden: no other axis is mistaken for it."""
+    shape = [None, *t.shape[1:]]
+    return tf.compat.v1.placeholder_with_default(t, shape)
 
 
 def _forward(

@@ -1,0 +1,405 @@
+"""The book-keeping engine, its kernels and the certificate that stands before it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import compiled, data, sequential
+
+import dp_train
+from dp_train import host
+from dp_train.gradients import bookkeeping, certificate, loop, vectorized
+from dp_train.gradients.objective import Objective
+from dp_train.kernels.contribution import Product, Rows, UnsupportedSiteError
+
+
+def images(*stack, shape=(7, 6, 3)):
+    return keras.Sequential(
+        [keras.Input(shape), *stack, layers.Flatten(), layers.Dense(2)]
+    )
+
+
+def series(*stack):
+    return keras.Sequential(
+        [keras.Input((4, 3)), *stack, layers.Flatten(), layers.Dense(2)]
+    )
+
+
+def embedded_twice():
+    inputs = keras.Input((4,), dtype="int32")
+    table = layers.Embedding(3, 2)
+    read = layers.Concatenate(axis=1)([table(inputs), table(inputs[:, :3] * 0 + 1)])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(read)))
+
+
+def shared_convolution():
+    inputs = keras.Input((7, 6, 3))
+    shared = layers.Conv2D(3, 3, padding="same", activation="tanh")
+    return keras.Model(
+        inputs, layers.Dense(2)(layers.Flatten()(shared(shared(inputs))))
+    )
+
+
+class RawWeights(keras.layers.Layer):
+    """Weights that meet data in ways of their own."""
+
+    def build(self, shape):
+        self.left = self.add_weight(shape=(1, 1, shape[-1]), name="left")
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        self.table = self.add_weight(shape=(2, shape[-1]), name="table")
+
+    def call(self, x):
+        return (self.left - x) * self.scale + keras.ops.transpose(
+            keras.ops.transpose(self.table)
+        )[0]
+
+
+COVERED = {
+    "depthwise": lambda: images(
+        layers.DepthwiseConv2D(3, depth_multiplier=2),
+        layers.DepthwiseConv2D(2, padding="same", strides=2),
+    ),
+    "separable": lambda: images(layers.SeparableConv2D(4, 3, padding="same")),
+    "transposed": lambda: images(
+        layers.Conv2DTranspose(5, 3), layers.Conv2DTranspose(2, 3, 2, padding="same")
+    ),
+    "convolution, few channels": lambda: images(
+        layers.Conv2D(3, (3, 2), strides=2, padding="same")
+    ),
+    "convolution, many channels": lambda: images(
+        layers.Conv2D(5, 3, padding="same"), layers.Conv2D(4, (2, 3), strides=2)
+    ),
+    "convolution, one dimension": lambda: series(
+        layers.Conv1D(4, 2), layers.Conv1D(5, 3, padding="same")
+    ),
+    "shared convolution": shared_convolution,
+    "embedding read twice": embedded_twice,
+    "einsum": lambda: series(
+        layers.EinsumDense("abc,cde->abde", output_shape=(4, 2, 3), bias_axes="de")
+    ),
+    "simple rnn backwards": lambda: series(layers.SimpleRNN(2, go_backwards=True)),
+    "bidirectional": lambda: series(
+        layers.Bidirectional(layers.LSTM(2, return_sequences=True))
+    ),
+    "prelu": lambda: series(layers.Dense(3), layers.PReLU(shared_axes=[1])),
+    "rms norm": lambda: series(layers.RMSNormalization()),
+    "grouped query attention": lambda: _attended(),
+    "nested": lambda: series(
+        keras.Sequential([layers.Dense(3), keras.Sequential([layers.Dense(2)])])
+    ),
+}
+
+
+def _attended():
+    inputs = keras.Input((4, 3))
+    read = layers.GroupQueryAttention(2, 4, 2)(inputs, inputs)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(read)))
+
+
+def _lora():
+    model = series(layers.Dense(4), layers.Dense(3))
+    model.layers[0].enable_lora(2)
+    return model
+
+
+def private(model, gradients="bookkeeping"):
+    return compiled(model, gradients=gradients, loss=keras.losses.MeanSquaredError())
+
+
+def rows_for(model, count=6):
+    generator = np.random.default_rng(0)
+    shape = (count, *model.input_shape[1:])
+    is_ids = "int" in str(model.inputs[0].dtype)
+    x = generator.integers(0, 3, shape) if is_ids else generator.standard_normal(shape)
+    y = generator.standard_normal((count, *model.output_shape[1:]))
+    return x.astype("int32" if is_ids else "float64"), y
+
+
+@pytest.mark.parametrize("builder", COVERED.values(), ids=COVERED)
+def test_clipped_sum_equals_that_of_the_loop(builder):
+    keras.config.set_dtype_policy("float64")
+    keras.config.set_floatx("float64")
+    try:
+        model = private(builder())
+        x, y = rows_for(model)
+        shaking = np.random.default_rng(1)
+        model.set_weights(
+            [w + 0.1 * shaking.standard_normal(w.shape) for w in model.get_weights()]
+        )
+        objective = Objective(model, model.trainable_variables, [])
+
+        @tf.function(autograph=False)
+        def both(x, y, is_real, clip=0.05):
+            return [
+                engine.clipped_sum(objective, (x, y, None), [], clip, is_real)[0]
+                for engine in (bookkeeping, loop)
+            ]
+
+        is_real = np.array([True, True, False, True, True, True])
+        sums, expected = both(tf.constant(x), tf.constant(y), tf.constant(is_real))
+    finally:
+        keras.config.set_dtype_policy("float32")
+        keras.config.set_floatx("float32")
+    scale = max(np.abs(e).max() for e in expected)
+    for a, b in zip(sums, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("builder", COVERED.values(), ids=COVERED)
+def test_layers_that_are_covered_train_by_bookkeeping(builder):
+    model = private(builder())
+    x, y = rows_for(model)
+    model.train_on_batch(x, y)
+    assert model.privacy_plan().engine == "bookkeeping"
+
+
+UNCOVERED = {
+    "conv3d": (
+        lambda: images(layers.Conv3D(2, 2), shape=(3, 3, 3, 2)),
+        "no kernel reads Conv3D",
+    ),
+    "dilated convolution": (
+        lambda: images(layers.Conv2D(2, 2, dilation_rate=2)),
+        "fails on made-up rows",
+    ),
+    "gru": (lambda: series(layers.GRU(2)), "no kernel reads"),
+    "lora": (lambda: _lora(), "weight on the left"),
+    "added losses": (
+        lambda: series(layers.Dense(2, activity_regularizer="l2")),
+        "add_loss",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCOVERED.values(), ids=UNCOVERED)
+def test_layers_that_no_kernel_covers_fall_back_and_the_plan_says_why(case):
+    builder, reason = case
+    model = private(builder(), gradients="auto")
+    x, y = rows_for(model)
+    model.train_on_batch(x, y)
+    plan = model.privacy_plan()
+    assert plan.engine == "vectorized"
+    assert reason in dict(plan.refused)["bookkeeping"]
+    assert reason in str(plan)
+    with pytest.raises(dp_train.NotPrivateError, match="Use gradients='auto'"):
+        private(builder()).train_on_batch(x, y)
+
+
+def test_plan_lists_every_variable_and_what_it_costs():
+    model = compiled()
+    with pytest.raises(ValueError, match="Call fit"):
+        model.privacy_plan()
+    model.fit(*data(), verbose=0)
+    plan = model.privacy_plan()
+    assert [row.variable for row in plan.rows] == [
+        v.path for v in model.trainable_variables
+    ]
+    assert [row.rule for row in plan.rows] == ["outer product", "reduced"] * 2
+    assert plan.numbers_per_row == 5 + 3
+    assert "outer product" in str(plan)
+
+
+def test_variable_that_the_loss_does_not_reach_gets_noise_and_a_line_in_the_plan():
+    inputs = keras.Input((4,))
+    used, unused = layers.Dense(3, name="used"), layers.Dense(2, name="unused")
+    model = keras.Model(inputs, [used(inputs), unused(inputs)])
+    model = compiled(
+        model, loss=[keras.losses.SparseCategoricalCrossentropy(True), None]
+    )
+    x, y = data()
+    before = unused.kernel.numpy()
+    model.train_on_batch(x, [y, y])
+    rules = {row.variable: row.rule for row in model.privacy_plan().rows}
+    assert rules["unused/kernel"] == "noise only"
+    assert np.all(unused.kernel.numpy() != before)
+
+
+def test_run_eagerly_has_no_graph_to_read():
+    model = compiled(run_eagerly=True)
+    model.train_on_batch(*data())
+    assert model.privacy_plan().engine == "vectorized"
+
+
+def test_dropout_draws_another_mask_for_every_example_and_step():
+    model = keras.Sequential(
+        [keras.Input((50,)), layers.Dropout(0.5), layers.Dense(1, use_bias=False)]
+    )
+    model = compiled(
+        model,
+        dp_train.DPSGD(0.0, l2_norm_clip=1e9, noise_multiplier=1e-12),
+        gradients="bookkeeping",
+        loss=lambda y, y_pred: y_pred,
+    )
+    x = np.ones((1, 50), "float32")
+    masks = []
+    for _ in range(2):
+        clipped = dp_train.clipped_gradients(model, x, x[:, :1], l2_norm_clip=1e9)
+        masks.append(clipped.gradients[0].numpy())
+    assert not np.array_equal(*masks)
+    two = np.ones((2, 50), "float32")
+    clipped = dp_train.clipped_gradients(model, two, two[:, :1], l2_norm_clip=1e9)
+    assert set(np.unique(clipped.gradients[0])) == {0.0, 2.0, 4.0}
+
+
+# ------------------------------------------------------------------------- certificate
+
+
+def objective_of(model):
+    model = private(model, gradients="auto")
+    host.symbolic_build(
+        model, tf.TensorSpec((None, 4, 3)), tf.TensorSpec((None, 2)), None
+    )
+    return Objective(model, model.trainable_variables, [])
+
+
+EXAMPLE = (np.zeros((5, 4, 3), "float32"), np.zeros((5, 2), "float32"), None)
+
+
+def test_certificate_accepts_engines_that_agree_with_the_loop():
+    objective = objective_of(series(layers.Dense(3, activation="tanh")))
+    certificate.certify(bookkeeping.clipped_sum, objective, EXAMPLE)
+    certificate.certify(vectorized.clipped_sum, objective, EXAMPLE)
+
+
+def faulty(change):
+    """An engine that gives the loop's sums, changed."""
+
+    def clipped_sum(objective, rows, keys, l2_norm_clip, is_real):
+        sums, outputs = loop.clipped_sum(objective, rows, keys, l2_norm_clip, is_real)
+        return change(sums, l2_norm_clip), outputs
+
+    return clipped_sum
+
+
+FAULTS = {
+    "norms 5 % too small": lambda s, c: [1.05 * t if c < 1 else t for t in s],
+    "one variable twice": lambda s, c: [s[0], 2 * s[1], *s[2:]],
+    "one variable lost": lambda s, c: [*s[:-1], 0 * s[-1]],
+    "NaN": lambda s, c: [*s[:-1], s[-1] + np.nan],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_certificate_names_the_variable_of_a_faulty_engine(fault):
+    objective = objective_of(series(layers.Dense(3)))
+    with pytest.raises(certificate.NotCertifiedError, match="dense"):
+        certificate.certify(faulty(fault), objective, EXAMPLE)
+
+
+class TimeMajor(keras.layers.Layer):
+    """Hands an inner layer rows ordered by time, then by example."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(3)
+
+    def call(self, x):
+        steps = x.shape[1]
+        rows = keras.ops.reshape(keras.ops.transpose(x, (1, 0, 2)), (-1, 3))
+        y = keras.ops.reshape(self.inner(rows), (steps, -1, 3))
+        return keras.ops.transpose(y, (1, 0, 2))
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_certificate_catches_time_major_rows_also_where_time_equals_batch(steps):
+    model = keras.Sequential(
+        [keras.Input((steps, 3)), TimeMajor(), layers.Flatten(), layers.Dense(2)]
+    )
+    model = private(model, gradients="auto")
+    x, y = np.ones((steps, steps, 3), "float32"), np.ones((steps, 2), "float32")
+    model.train_on_batch(x, y)
+    plan = model.privacy_plan()
+    assert plan.engine == "vectorized"
+    assert "bookkeeping" in dict(plan.refused)
+
+
+def test_certificate_does_not_vouch_for_what_it_could_not_compare():
+    objective = objective_of(series(layers.Dense(3, kernel_initializer="zeros")))
+    flat = faulty(lambda s, c: s)
+    objective.model.loss = None
+    model = compiled(series(layers.Dense(3)), loss=lambda y, y_pred: 0.0 * y_pred[:, 0])
+    objective = Objective(model, model.trainable_variables, [])
+    with pytest.raises(certificate.NotCertifiedError, match="no finite gradient"):
+        certificate.certify(flat, objective, EXAMPLE)
+
+
+# ------------------------------------------------------------------------------- norms
+
+
+def test_crafted_inputs_cannot_make_a_norm_of_rows_vanish():
+    # Cotangents that nearly cancel for a repeated id must not cancel its norm.
+    ids = tf.constant([[1, 1, 0], [2, 2, 2]])
+    g = np.float32([[[1e8], [-1e8 + 8], [1e-3]], [[1.0], [1.0], [1.0]]])
+    norms = Rows(ids, tf.constant(g), 4).squared_norms(is_wide=False)
+    np.testing.assert_allclose(norms, [8.0**2 + 1e-6, 9.0], rtol=1e-6)
+
+
+def test_product_norm_survives_underflow_of_its_squares():
+    # Every square of the inputs underflows in float32, and yet ||a|| ||g|| = 40.
+    a = tf.fill([1, 1, 784], np.float32(0.9e-19))
+    g = tf.fill([1, 1, 256], np.float32(1e18))
+    true = np.sqrt(784.0 * 256.0) * 0.9e-1
+    quick = float(Product(a, g, 1).squared_norms(is_wide=False)[0]) ** 0.5
+    wide = float(Product(a, g, 1).squared_norms(is_wide=True)[0]) ** 0.5
+    assert wide == pytest.approx(true, rel=1e-6)
+    assert quick >= true
+
+
+def test_huge_examples_are_clipped_not_dropped():
+    model = compiled(
+        sequential(),
+        dp_train.DPSGD(1.0, l2_norm_clip=1.0, noise_multiplier=1e-12),
+        gradients="bookkeeping",
+        loss=lambda y, y_pred: y_pred[:, 0],
+    )
+    x = np.full((1, 4), 1e30, "float32")
+    clipped = dp_train.clipped_gradients(model, x, np.zeros(1), l2_norm_clip=1.0)
+    size = np.sqrt(sum(float(tf.reduce_sum(g**2)) for g in clipped.gradients))
+    assert size == pytest.approx(1.0, rel=1e-5)
+
+
+def test_unknown_uses_of_a_weight_are_named():
+    class Exotic(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(3,), name="w")
+
+        def call(self, x):
+            return x * keras.ops.softplus(self.w)
+
+    objective = objective_of(series(Exotic()))
+    with pytest.raises(UnsupportedSiteError, match="Softplus"):
+
+        @tf.function(autograph=False)
+        def trace():
+            rows = (tf.zeros((3, 4, 3)), tf.zeros((3, 2)), None)
+            return bookkeeping.clipped_sum(objective, rows, [], 1.0)[0]
+
+        trace()
+
+
+def test_broadcast_matmul_of_many_examples_is_right_on_all_threads():
+    # TensorFlow 2.21 with oneDNN reads beyond the buffer for this shape.
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((6, 1, 5, 4)).astype("float32")
+    w = tf.constant(generator.standard_normal((4, 6)).astype("float32"))
+    stacked = tf.constant(generator.standard_normal((6, 4, 6)).astype("float32"))
+
+    @tf.function
+    def mapped(x, stacked):
+        def one(elements):
+            x, own = elements
+            with tf.GradientTape() as tape:
+                tape.watch(w)
+                y = tf.matmul(x, w)
+                loss = tf.reduce_sum(y * y)
+            return y, tape.gradient(loss, w), tf.matmul(x, own)
+
+        return host.vectorized_map(one, [x, stacked])
+
+    for _ in range(20):
+        y, gradient, other = mapped(tf.constant(x), stacked)
+        np.testing.assert_allclose(y, x @ w.numpy(), atol=1e-5)
+        expected = np.einsum("nbti,nbto->nio", x, 2 * (x @ w.numpy()))
+        np.testing.assert_allclose(gradient, expected, atol=1e-4)
+        np.testing.assert_allclose(other, x @ stacked.numpy()[:, None], atol=1e-5)
