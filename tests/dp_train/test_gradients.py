@@ -1,0 +1,116 @@
+"""Every engine gives the clipped sum of the obviously correct loop."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import dp_train
+from dp_train.gradients import choose
+from tests.batteries import gradient, training
+from tests.batteries.cases import CASES
+
+ENGINES = tuple(choose.ENGINES)
+MAY_REFUSE = {
+    # Its rules read the traced graph; what they do not know, "auto" gives to the next.
+    "bookkeeping": (
+        "embedding with duplicate ids",
+        "embedding with a mask",
+        "loss under a mask",
+        "activity regularizer",
+    ),
+    # TensorFlow cannot vectorize a recurrent layer under a mask.
+    "vectorized": ("embedding with a mask",),
+    "loop": (),
+}
+"""What an engine may refuse by name; everything else it must get right."""
+IN_CHUNKS = (
+    "dense",
+    "convolution",
+    "embedding with duplicate ids",
+    "several outputs",
+    "sample weights",
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", CASES)
+def test_clipped_sum_equals_the_naive_loop(case, engine):
+    if case in MAY_REFUSE[engine]:
+        gradient.assert_right_or_refused(case, engine)
+    else:
+        gradient.assert_clipped_sum_equals_the_loop(case, engine)
+
+
+@pytest.mark.parametrize("engine", ("auto", "loop"))
+@pytest.mark.parametrize("case", CASES)
+def test_training_moves_the_weights_by_the_clipped_sum(case, engine):
+    gradient.assert_training_applies_the_clipped_sum(case, engine)
+
+
+@pytest.mark.parametrize("case", IN_CHUNKS)
+def test_result_does_not_depend_on_microbatch_size(case):
+    gradient.assert_result_does_not_depend_on_microbatch_size(case, "vectorized")
+
+
+def test_result_of_a_recurrent_layer_does_not_depend_on_microbatch_size():
+    # Each trace of an LSTM takes seconds, so only the padded chunks are tried.
+    gradient.assert_clipped_sum_equals_the_loop("lstm", "vectorized", 3, subsets=(7,))
+
+
+def test_result_of_the_loop_does_not_depend_on_microbatch_size():
+    gradient.assert_result_does_not_depend_on_microbatch_size("sample weights", "loop")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_float32_is_accurate_to_five_digits(engine):
+    gradient.assert_clipped_sum_equals_the_loop("dense", engine, policy="float32")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_random_layers_draw_per_example_and_step(engine):
+    gradient.assert_random_layers_draw_per_example_and_step(engine)
+
+
+def test_unknown_engine_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'vectorized'.*'ghost'.*Use 'auto'"):
+        dp_train.make_private(keras.Sequential(), gradients="ghost")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "all", None])
+def test_microbatch_size_that_is_no_count_is_refused(size):
+    with pytest.raises(ValueError, match="microbatch_size must be 'auto' or a"):
+        dp_train.make_private(keras.Sequential(), microbatch_size=size)
+
+
+def test_result_does_not_depend_on_the_memory_budget(monkeypatch):
+    # Not even one row fits, so each is a chunk of its own.
+    monkeypatch.setattr(choose, "MEMORY_BUDGET", 1)
+    gradient.assert_clipped_sum_equals_the_loop("sample weights", "vectorized")
+
+
+def test_another_batch_size_in_a_second_fit_is_right():
+    name = "dense"
+    with training.without_noise():
+        expected = gradient.Expected(name, "float32")
+        model = expected.model(learning_rate=training.LEARNING_RATE)
+        for drawn, batch_size in ((range(6), 3), (range(2), 6), (range(7), 1)):
+            released = training.released_sum(
+                model, expected.rows, list(drawn), batch_size
+            )
+            gradient.assert_close(
+                released, expected.clipped_sum(drawn), 1e-5, f"batch size {batch_size}"
+            )
+
+
+def test_battery_of_gradients_sees_an_error_of_its_tolerance():
+    expected = [np.array([1.0, -2.0]), np.array([[0.5]])]
+    gradient.assert_close(expected, expected, 1e-10, "equal")
+    off = [expected[0], expected[1] + 3e-10]
+    with pytest.raises(AssertionError, match="off by 1.5e-10"):
+        gradient.assert_close(off, expected, 1e-10, "planted")
+    with pytest.raises(AssertionError, match="shapes differ"):
+        gradient.assert_close(expected[:1], expected, 1e-10, "planted")
+    with pytest.raises(AssertionError, match="off by nan"):
+        gradient.assert_close([off[0] * np.nan, off[1]], expected, 1e-10, "planted")

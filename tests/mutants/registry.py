@@ -1,0 +1,76 @@
+"""All planted bugs, and quick forms of the batteries that must catch them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.batteries import gradient, noise, releases, sampler, sensitivity, transform
+from tests.mutants import of_gradients, of_noise, of_records
+from tests.mutants.mutant import Mutant
+
+
+def _older_checkpoint() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        releases.assert_loading_an_older_checkpoint_keeps_what_was_spent(Path(folder))
+
+
+BATTERIES: dict[str, Callable[[], None]] = {
+    "gradient in microbatches": lambda: gradient.assert_clipped_sum_equals_the_loop(
+        "dense", "vectorized", 3, subsets=(7,)
+    ),
+    "gradient with regularizers": lambda: gradient.assert_clipped_sum_equals_the_loop(
+        "regularizers", "vectorized", subsets=(7,)
+    ),
+    "training with regularizers": lambda: (
+        gradient.assert_training_applies_the_clipped_sum("regularizers", "vectorized")
+    ),
+    "random layers": lambda: gradient.assert_random_layers_draw_per_example_and_step(
+        "vectorized"
+    ),
+    "sensitivity": lambda: sensitivity.assert_neighbours_differ_by_at_most_the_clip(
+        0.1, "auto"
+    ),
+    "sensitivity of auto": lambda: (
+        sensitivity.assert_neighbours_differ_by_at_most_the_clip(0.1, engine="auto")
+    ),
+    "sensitivity with microbatches": lambda: (
+        sensitivity.assert_neighbours_differ_by_at_most_the_clip(0.1, 4)
+    ),
+    "noise: standard deviation": lambda: noise.assert_stddev_of_the_weight_change(
+        9, 8, 2, engine="vectorized"
+    ),
+    "noise: empty batch": lambda: noise.assert_stddev_of_the_weight_change(0, 4),
+    "noise: batch of NaN": noise.assert_noise_of_a_batch_of_nan_is_finite_and_full,
+    "noise: independence": noise.assert_noise_is_independent,
+    "noise: distribution": noise.assert_noise_is_normal,
+    "noise: random seed": noise.assert_noise_ignores_the_random_seed,
+    "noise: fork": noise.assert_a_fork_draws_other_noise,
+    "extreme bits: keystream": lambda: (
+        transform.assert_extreme_bits_reach_nine_standard_deviations("keystream")
+    ),
+    "extreme bits: device": lambda: (
+        transform.assert_extreme_bits_reach_nine_standard_deviations("device")
+    ),
+    "monotone radius: keystream": lambda: (
+        transform.assert_radius_is_monotone_and_not_clamped("keystream")
+    ),
+    "quantiles: device": lambda: transform.assert_transform_matches_quantiles("device"),
+    "sampler": sampler.assert_poisson,
+    "sampler: neighbours": sampler.assert_consecutive_draws_are_independent,
+    "sampler: random seed": sampler.assert_draws_ignore_the_random_seed,
+    "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
+    "ledger: keyboard interrupt": lambda: (
+        releases.assert_every_noised_update_is_charged("keyboard interrupt")
+    ),
+    "ledger: older checkpoint": _older_checkpoint,
+    "ledger: budget": lambda: releases.assert_the_budget_holds(4),
+    "ledger: events": releases.assert_the_events_say_how_batches_were_drawn,
+}
+
+MUTANTS: dict[str, Mutant] = {
+    **of_gradients.MUTANTS,
+    **of_noise.MUTANTS,
+    **of_records.MUTANTS,
+}
