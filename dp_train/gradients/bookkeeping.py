@@ -2,8 +2,8 @@
 
 1. Run the unmodified model on the whole batch with each weight replaced by an identity
    of it, and the model's own loss on each example's predictions alone.
-2. Follow each identity through ops that only rearrange it to the ops that mix it with
-   data: its sites (dp_train/kernels has one rule for each family of ops).
+2. Follow each identity through ops that read no data to the ops that mix it with data:
+   its sites (dp_train/kernels has one rule for each family of ops).
 3. One backward pass gives the cotangents of the sites' outputs; operand and cotangent
    give each example's gradient norm, and then the clipped sum.
 
@@ -14,6 +14,7 @@ rules for each class of layers; on the graph a handful of ops covers most layers
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ import tensorflow as tf
 from dp_train import clipping, host
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
-from dp_train.kernels.contribution import Contribution, UnsupportedSiteError
+from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
 from dp_train.kernels.registry import KERNELS
 
 _REARRANGING = frozenset(
@@ -34,10 +35,16 @@ _REARRANGING = frozenset(
 
 @dataclass(frozen=True)
 class Site:
-    """Where a weight meets data: `op` reads it as input number `operand`."""
+    """Where a weight meets data: `op` reads it as input number `operand`.
+
+    Attributes:
+        is_rearranged: the operand is the weight itself, entries permuted or negated;
+            False where it was computed from weights.
+    """
 
     op: tf.Operation
     operand: int
+    is_rearranged: bool
 
     @property
     def weight(self) -> tf.Tensor:
@@ -137,7 +144,8 @@ class _Traced:
         # One key for the whole batch: random layers draw per example by themselves.
         batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
         self.outputs = _forward(objective, self.weights, rows, batch_keys)
-        found = [_sites(weight) for weight in self.weights]
+        with_data = _ops_with_data(rows)
+        found = [_sites(weight, with_data) for weight in self.weights]
         outputs = {id(s.op): s.op.outputs[0] for sites in found for s in sites}
         gradients = tf.gradients(self.outputs[0], list(outputs.values()))
         cotangents = {
@@ -146,16 +154,20 @@ class _Traced:
             if gradient is not None
         }
         self.sites = [[s for s in sites if id(s.op) in cotangents] for sites in found]
-        self.contributions = [
-            _contribution(sites, cotangents, batch) for sites in self.sites
-        ]
+        self.contributions, self._operands = zip(
+            *(
+                _contribution(weight, sites, cotangents, batch)
+                for weight, sites in zip(self.weights, self.sites, strict=True)
+            ),
+            strict=True,
+        )
 
     def clipped_sums(self, factors: tf.Tensor, keeps: tf.Tensor) -> list[tf.Tensor]:
         """sum_b factors_b * gradient_b, in the shape of each weight."""
         return [
-            _in_shape_of_weight(weight, sites, contribution, factors, keeps)
-            for weight, sites, contribution in zip(
-                self.weights, self.sites, self.contributions, strict=True
+            _in_shape_of_weight(weight, contribution, operand, factors, keeps)
+            for weight, contribution, operand in zip(
+                self.weights, self.contributions, self._operands, strict=True
             )
         ]
 
@@ -205,31 +217,75 @@ def _forward(
     return losses, y_pred, masks
 
 
-def _sites(weight: tf.Tensor) -> list[Site]:
-    """Every op that mixes the weight with data."""
+def _ops_with_data(rows: Rows) -> set[int]:
+    """ids of the ops that depend on the rows, downstream of them."""
+    found: set[int] = set()
+    waiting = [op for t in tensors(rows) for op in t.consumers()]
+    while waiting:
+        op = waiting.pop()
+        if id(op) not in found:
+            found.add(id(op))
+            waiting += [c for output in op.outputs for c in output.consumers()]
+    return found
+
+
+def _sites(
+    weight: tf.Tensor, with_data: set[int], is_rearranged: bool = True
+) -> list[Site]:
+    """Every op that mixes the weight, or what is made of weights alone, with data."""
     found = []
     for op in weight.consumers():
-        if op.type in _REARRANGING:
-            found += _sites(op.outputs[0])
+        if id(op) in with_data:
+            operands = [i for i, t in enumerate(op.inputs) if t is weight]
+            found += [Site(op, i, is_rearranged) for i in operands]
         else:
-            found += [Site(op, i) for i, t in enumerate(op.inputs) if t is weight]
+            is_still = is_rearranged and op.type in _REARRANGING
+            for output in op.outputs:
+                found += _sites(output, with_data, is_still)
     return found
 
 
 def _contribution(
-    sites: list[Site], cotangents: dict[int, tf.Tensor], batch: tf.Tensor
-) -> Contribution | None:
-    """The per-example gradients of one weight over all of its sites."""
-    total: Contribution | None = None
+    weight: tf.Tensor,
+    sites: list[Site],
+    cotangents: dict[int, tf.Tensor],
+    batch: tf.Tensor,
+) -> tuple[Contribution | None, tf.Tensor]:
+    """The per-example gradients of one weight over its sites, and of which tensor.
+
+    They stay in the shape of the sites' common operand where that is the weight
+    rearranged; else every example's gradient is moved back to the weight.
+    """
+    found: list[Contribution] = []
     for site in sites:
         kernel = KERNELS.get(site.op.type)
         if kernel is None:
             raise UnsupportedSiteError(f"no kernel reads {site.op.type}")
-        if len(sites) > 1 and not _is_same_chain(site.weight, sites[0].weight):
-            raise UnsupportedSiteError("a weight is rearranged in two ways")
-        added = kernel(site.op, site.operand, cotangents[id(site.op)], batch)
-        total = added if total is None else total.plus(added)
-    return total
+        found.append(kernel(site.op, site.operand, cotangents[id(site.op)], batch))
+    if not found:
+        return None, weight
+    operand = sites[0].weight
+    if all(s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites):
+        return functools.reduce(lambda a, b: a.plus(b), found), operand
+    moved = [
+        _moved_to_weight(weight, site.weight, contribution)
+        for site, contribution in zip(sites, found, strict=True)
+    ]
+    return functools.reduce(lambda a, b: a.plus(b), moved), weight
+
+
+def _moved_to_weight(
+    weight: tf.Tensor, operand: tf.Tensor, contribution: Contribution
+) -> Contribution:
+    """Each example's gradient, moved back through the ops that made the operand."""
+
+    def one(elements: list[tf.Tensor]) -> tf.Tensor:
+        gradient = tf.cast(tf.reshape(elements[0], operand.shape), operand.dtype)
+        (moved,) = tf.gradients(operand, weight, grad_ys=gradient)
+        return tf.convert_to_tensor(moved)
+
+    gradients = host.vectorized_map(one, [contribution.kept()])
+    return Kept("kept, moved to the weight", gradients)
 
 
 def _is_same_chain(a: tf.Tensor, b: tf.Tensor) -> bool:
@@ -244,8 +300,8 @@ def _is_same_chain(a: tf.Tensor, b: tf.Tensor) -> bool:
 
 def _in_shape_of_weight(
     weight: tf.Tensor,
-    sites: list[Site],
     contribution: Contribution | None,
+    operand: tf.Tensor,
     factors: tf.Tensor,
     keeps: tf.Tensor,
 ) -> tf.Tensor:
@@ -253,7 +309,6 @@ def _in_shape_of_weight(
     dtype = tf.float32 if weight.dtype.size < 4 else weight.dtype
     if contribution is None:
         return tf.zeros(weight.shape, dtype)
-    operand = sites[0].weight
     total = contribution.weighted_sum(factors, keeps)
     if operand is weight:
         return tf.cast(total, dtype)

@@ -45,6 +45,10 @@ class Contribution(abc.ABC):
             A tensor in the operand's shape.
         """
 
+    @abc.abstractmethod
+    def kept(self) -> tf.Tensor:
+        """[b, k...] the gradients themselves."""
+
     def plus(self, other: Contribution) -> Contribution:
         """Gradients of an operand that is used twice: norms need the cross term.
 
@@ -99,6 +103,9 @@ class Kept(Contribution):
     def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(select(self._gradients, factors, keeps), axis=0)
 
+    def kept(self) -> tf.Tensor:
+        return self._gradients
+
     def plus(self, other: Contribution) -> Contribution:
         if not isinstance(other, Kept):
             return super().plus(other)
@@ -141,6 +148,9 @@ class Product(Contribution):
         inputs = select(self._inputs[:, 0], factors, keeps)
         cotangents = select(self._cotangents[:, 0], tf.ones_like(factors), keeps)
         return tf.matmul(inputs, cotangents, transpose_a=True)
+
+    def kept(self) -> tf.Tensor:
+        return self._gradients
 
     def plus(self, other: Contribution) -> Contribution:
         if not isinstance(other, Product):
@@ -187,6 +197,10 @@ class Rows(Contribution):
         return tf.math.unsorted_segment_sum(
             tf.reshape(values, [-1, width]), tf.reshape(self._ids, [-1]), self._rows
         )
+
+    def kept(self) -> tf.Tensor:
+        is_row = tf.one_hot(self._ids, self._rows, dtype=self._cotangents.dtype)
+        return tf.matmul(is_row, self._cotangents, transpose_a=True)
 
     def plus(self, other: Contribution) -> Contribution:
         if not isinstance(other, Rows):

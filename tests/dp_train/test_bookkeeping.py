@@ -41,6 +41,44 @@ def shared_convolution():
     )
 
 
+class Softplus(keras.layers.Layer):
+    """Scales by a positive function of a weight."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), name="w")
+
+    def call(self, x):
+        return x * keras.ops.softplus(self.w) + keras.ops.sum(self.w**2)
+
+
+class Positions(keras.layers.Layer):
+    """Adds an embedding of the position, which is the same in every example."""
+
+    def build(self, shape):
+        self.table = layers.Embedding(9, shape[-1])
+
+    def call(self, x):
+        return x + self.table(keras.ops.arange(x.shape[1]))
+
+
+class Tied(keras.Model):
+    """An embedding whose transpose makes the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = layers.Embedding(5, 3)
+
+    def call(self, ids):
+        hidden = keras.ops.tanh(self.table(ids))
+        weights = keras.ops.transpose(self.table.embeddings)
+        return keras.ops.sum(keras.ops.matmul(hidden, weights), axis=1)
+
+
+def tied():
+    inputs = keras.Input((4,), dtype="int32")
+    return keras.Model(inputs, Tied()(inputs))
+
+
 class RawWeights(keras.layers.Layer):
     """Weights that meet data in ways of their own."""
 
@@ -78,6 +116,12 @@ COVERED = {
     "einsum": lambda: series(
         layers.EinsumDense("abc,cde->abde", output_shape=(4, 2, 3), bias_axes="de")
     ),
+    "gru": lambda: series(layers.GRU(2)),
+    "gru, reset before": lambda: series(layers.GRU(2, reset_after=False)),
+    "lora": lambda: _lora(),
+    "tied embedding": lambda: tied(),
+    "positions": lambda: series(Positions()),
+    "reparametrised": lambda: series(Softplus(), layers.Dense(3)),
     "simple rnn backwards": lambda: series(layers.SimpleRNN(2, go_backwards=True)),
     "bidirectional": lambda: series(
         layers.Bidirectional(layers.LSTM(2, return_sequences=True))
@@ -85,6 +129,7 @@ COVERED = {
     "prelu": lambda: series(layers.Dense(3), layers.PReLU(shared_axes=[1])),
     "rms norm": lambda: series(layers.RMSNormalization()),
     "grouped query attention": lambda: _attended(),
+    "raw weights": lambda: series(RawWeights()),
     "nested": lambda: series(
         keras.Sequential([layers.Dense(3), keras.Sequential([layers.Dense(2)])])
     ),
@@ -142,8 +187,11 @@ def test_clipped_sum_equals_that_of_the_loop(builder):
         keras.config.set_dtype_policy("float32")
         keras.config.set_floatx("float32")
     scale = max(np.abs(e).max() for e in expected)
+    # Keras 3.15.1 keeps the weights of LoRA in float32 whatever the policy.
+    is_float64 = all(v.dtype == "float64" for v in model.trainable_variables)
+    tolerance = (1e-10 if is_float64 else 1e-6) * scale
     for a, b in zip(sums, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * scale)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("builder", COVERED.values(), ids=COVERED)
@@ -163,8 +211,6 @@ UNCOVERED = {
         lambda: images(layers.Conv2D(2, 2, dilation_rate=2)),
         "fails on made-up rows",
     ),
-    "gru": (lambda: series(layers.GRU(2)), "no kernel reads"),
-    "lora": (lambda: _lora(), "weight on the left"),
     "added losses": (
         lambda: series(layers.Dense(2, activity_regularizer="l2")),
         "add_loss",
@@ -365,16 +411,16 @@ def test_unknown_uses_of_a_weight_are_named():
             self.w = self.add_weight(shape=(3,), name="w")
 
         def call(self, x):
-            return x * keras.ops.softplus(self.w)
+            return keras.ops.maximum(x, self.w)
 
     objective = objective_of(series(Exotic()))
-    with pytest.raises(UnsupportedSiteError, match="Softplus"):
 
-        @tf.function(autograph=False)
-        def trace():
-            rows = (tf.zeros((3, 4, 3)), tf.zeros((3, 2)), None)
-            return bookkeeping.clipped_sum(objective, rows, [], 1.0)[0]
+    @tf.function(autograph=False)
+    def trace():
+        rows = (tf.zeros((3, 4, 3)), tf.zeros((3, 2)), None)
+        return bookkeeping.clipped_sum(objective, rows, [], 1.0)[0]
 
+    with pytest.raises(UnsupportedSiteError, match="Maximum"):
         trace()
 
 
