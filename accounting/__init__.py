@@ -14,6 +14,7 @@ from accounting.events import (
     event_from_dict,
 )
 from accounting.ledger import Ledger, Release
+from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from accounting.report import PrivacyReport, privacy_report
@@ -27,6 +28,7 @@ __all__ = [
     "GaussianEvent",
     "Ledger",
     "NeighboringRelation",
+    "PldAccountant",
     "PoissonSampledEvent",
     "PrivacyReport",
     "RdpAccountant",

@@ -1,0 +1,282 @@
+"""The search for a bracket: which grid, how fine, and which directions.
+
+The gap between the upper and the lower law is about T h^2 (1 + theta) / 8 in epsilon,
+from which the first grid step h follows; where the gap is wider, h shrinks by what was
+measured. Both directions of a relation are covered. One whose Chernoff bound is below
+the lower bound of the other is left out.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+
+from accounting import grid, spectral
+from accounting.accountant import Bounds
+from accounting.compose import MOST_POINTS, Curve, Tilted, Window
+from accounting.grid import Grid, GridLaw
+from accounting.losses import Loss
+from accounting.spectral import Point, Terms
+
+RELATIVE_WIDTH = 1e-3
+# A delta is held to the width that this is of ln delta.
+LOG_DELTA_WIDTH = 5e-3
+_MOST_CELLS = 1 << 18
+_PASSES = 6
+# Tilted mass of small losses that is left out.
+_BELOW = 1e-9
+# Room for the rounding of a Chernoff bound that was found by quadrature.
+_QUADRATURE = 1e-6
+
+
+class Question(abc.ABC):
+    """Epsilon at a delta, or delta at an epsilon."""
+
+    @abc.abstractmethod
+    def point(self, terms: Terms) -> Point:
+        """The spectral value and the tilt that belongs to it."""
+
+    @abc.abstractmethod
+    def answer(self, curve: Curve, guess: float) -> float:
+        """The bound that a curve gives."""
+
+    @abc.abstractmethod
+    def chernoff(self, point: Point) -> float:
+        """Upper bound on the answer, up to the rounding of a quadrature."""
+
+    @abc.abstractmethod
+    def delta(self, point: Point) -> float:
+        """A delta near which the curve is read."""
+
+    @abc.abstractmethod
+    def epsilon(self, answer: float) -> float:
+        """The epsilon at which the curve was read for an answer."""
+
+    @abc.abstractmethod
+    def tolerance(self, answer: float, point: Point) -> float:
+        """Width of the bracket asked for around an answer, in epsilon."""
+
+    @abc.abstractmethod
+    def excess(self, lower: float, upper: float, point: Point) -> float:
+        """Width of a bracket over the width asked for."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class EpsilonAt(Question):
+    """Epsilon at delta."""
+
+    at: float
+
+    def point(self, terms: Terms) -> Point:
+        return spectral.epsilon_at(terms, self.at)
+
+    def answer(self, curve: Curve, guess: float) -> float:
+        return curve.epsilon(self.at, guess)
+
+    def chernoff(self, point: Point) -> float:
+        return point.chernoff
+
+    def delta(self, point: Point) -> float:
+        return self.at
+
+    def epsilon(self, answer: float) -> float:
+        return answer
+
+    def tolerance(self, answer: float, point: Point) -> float:
+        return RELATIVE_WIDTH * max(answer, _least(point))
+
+    def excess(self, lower: float, upper: float, point: Point) -> float:
+        return (upper - lower) / self.tolerance(upper, point)
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeltaAt(Question):
+    """Delta at epsilon."""
+
+    at: float
+
+    def point(self, terms: Terms) -> Point:
+        return spectral.delta_at(terms, self.at)
+
+    def answer(self, curve: Curve, guess: float) -> float:
+        return curve.delta(self.at)
+
+    def chernoff(self, point: Point) -> float:
+        return math.exp(min(point.chernoff, 0.0))
+
+    def delta(self, point: Point) -> float:
+        return max(point.value, 1e-290)
+
+    def epsilon(self, answer: float) -> float:
+        return self.at
+
+    def tolerance(self, answer: float, point: Point) -> float:
+        return LOG_DELTA_WIDTH / point.order
+
+    def excess(self, lower: float, upper: float, point: Point) -> float:
+        if upper < 1e-290:
+            return 0.0
+        gap = math.log(upper / lower) if lower > 0 else 1e3
+        return gap / LOG_DELTA_WIDTH
+
+
+def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bounds:
+    """Bounds on the answer over all directions; most is an upper bound already known.
+
+    Args:
+        question: what is asked.
+        directions: (loss, count) terms of each ordered pair of datasets.
+        most: a proved upper bound.
+    """
+    searches = [_Search(question, terms) for terms in directions]
+    searches.sort(key=lambda search: question.chernoff(search.point), reverse=True)
+    searches.sort(key=lambda search: search.guess, reverse=True)
+    first, *others = searches
+    first.narrow()
+    estimates = [first.estimate()]
+    for other in others:
+        if question.chernoff(other.point) * (1 + _QUADRATURE) <= first.lower:
+            continue
+        if not other.is_at_most(first.upper, first.step):
+            other.narrow()
+        estimates.append(other.estimate())
+    lower = min(max(search.lower for search in searches), most)
+    upper = min(max(search.upper for search in searches), most)
+    upper = max(lower, upper)
+    estimate = min(max(max(estimates), lower), upper)
+    is_narrow = question.excess(lower, upper, first.point) <= 1
+    return Bounds(lower, estimate, upper, is_narrow)
+
+
+class _Search:
+    """Bounds on the answer for one ordered pair of datasets, narrowed step by step."""
+
+    def __init__(self, question: Question, terms: Terms) -> None:
+        self.question, self.terms = question, terms
+        self.total = sum(count for _, count in terms)
+        self.point = question.point(terms)
+        self.guess = self.point.value
+        self.lower, self.upper = 0.0, 0.0
+        self.step = 0.0
+        self.order = self.point.order
+        self.infinite = self._mass_at_infinity()
+        if not self.point.converged:
+            # The largest losses may be too rare to matter and yet rule the tilt.
+            delta = question.delta(self.point)
+            self.order = spectral.order_for_delta(terms, delta, self.infinite)
+        self.ranges = [self._range(loss) for loss, _ in terms]
+
+    def _mass_at_infinity(self) -> float:
+        """Share of delta that may go to infinite losses: a twentieth of the width."""
+        share = 0.05 * self.question.tolerance(self.guess, self.point) * self.order
+        return min(max(share, 1e-7), 1e-2)
+
+    def _range(self, loss: Loss) -> tuple[float, float]:
+        """Losses between which the cells lie."""
+        tail = self.infinite * self.question.delta(self.point) / self.total
+        nodes = loss.nodes(tail, 0.0, self.order)
+        order = np.argsort(nodes.loss)
+        grown = np.cumsum(spectral.tilted(nodes, self.order)[order])
+        index = int(np.searchsorted(grown, _BELOW / self.total))
+        return float(nodes.loss[order[max(index - 1, 0)]]), loss.largest(tail)
+
+    def narrow(self) -> None:
+        """Builds grids until the bracket is narrow enough or the grid full."""
+        question, point = self.question, self.point
+        tolerance = 0.7 * question.tolerance(self.guess, point)
+        step = math.sqrt(8 * tolerance / (self.total * (1 + self.order)))
+        self.lower, self.upper = 0.0, math.inf
+        before = math.inf
+        for turn in range(_PASSES):
+            lower, upper, used = self._bounds(step)
+            self.lower = max(self.lower, lower)
+            self.upper = min(self.upper, upper)
+            self.step = used
+            excess = question.excess(self.lower, self.upper, point)
+            if excess <= 1 or used > step or (turn > 2 and excess > 0.8 * before):
+                return
+            before = excess
+            step *= max(0.2, 0.9 / math.sqrt(excess))
+            if not point.converged:
+                self._tilt_at(self.upper)
+
+    def _tilt_at(self, upper: float) -> None:
+        """Tilts for an answer near upper, where the Chernoff bound is far above it."""
+        epsilon, delta = self.question.epsilon(upper), self.question.delta(self.point)
+        self.guess = upper
+        self.infinite = self._mass_at_infinity()
+        self.order = spectral.order_for_epsilon(
+            self.terms, epsilon, delta, self.infinite
+        )
+        self.ranges = [self._range(loss) for loss, _ in self.terms]
+
+    def is_at_most(self, bound: float, step: float) -> bool:
+        """True if an upper law on a grid of this step stays below the bound."""
+        factors = [
+            (grid.upper_law(loss, self._grid(loss, ends, step)), count)
+            for (loss, count), ends in zip(self.terms, self.ranges, strict=True)
+        ]
+        tilted = Tilted(factors, self.order)
+        first, last = self._extent(tilted)
+        if last - first + 2 > MOST_POINTS:
+            return False
+        window = Window(first, _power_of_two(last - first + 2))
+        self.upper = self.question.answer(Curve(tilted, window, tilted), self.guess)
+        return self.upper <= bound
+
+    def estimate(self) -> float:
+        """The spectral value, or what the errors of both bounds suggest."""
+        if self.point.converged or self.upper == math.inf:
+            return self.point.value
+        # The upper law errs by T h^2 / 12, the lower one by T h^2 / 24.
+        return (self.upper + 2 * self.lower) / 3
+
+    def _grid(self, loss: Loss, ends: tuple[float, float], step: float) -> Grid:
+        return grid.place(loss, step, *ends)
+
+    def _bounds(self, step: float) -> tuple[float, float, float]:
+        """Lower and upper bound on a grid of this step or the finest that fits."""
+        widest = max(high - low for low, high in self.ranges)
+        step = max(step, widest / _MOST_CELLS)
+        while True:
+            pairs = [
+                grid.laws(loss, self._grid(loss, ends, step))
+                for (loss, _), ends in zip(self.terms, self.ranges, strict=True)
+            ]
+            upper = self._tilted([law for _, law in pairs])
+            first, last = self._extent(upper)
+            if last - first + 2 <= MOST_POINTS:
+                break
+            step *= 1.1 * (last - first + 2) / MOST_POINTS
+        window = Window(first, _power_of_two(last - first + 2))
+        low = 0.0
+        if all(law.masses.any() for law, _ in pairs):
+            lower = self._tilted([law for law, _ in pairs])
+            low = self.question.answer(Curve(lower, window, upper), self.guess)
+            del lower
+        del pairs
+        high = self.question.answer(Curve(upper, window, upper), self.guess)
+        return low, high, step
+
+    def _extent(self, tilted: Tilted) -> tuple[int, int]:
+        """First and last point of the sum that matter here."""
+        question = self.question
+        return tilted.range(question.epsilon(self.guess), question.delta(self.point))
+
+    def _tilted(self, laws: Sequence[GridLaw]) -> Tilted:
+        counts = [count for _, count in self.terms]
+        return Tilted(list(zip(laws, counts, strict=True)), self.order)
+
+
+def _least(point: Point) -> float:
+    """An epsilon that is as good as 0 next to the scale of the losses."""
+    return max(0.05 * point.chernoff, 1e-3 * point.spread)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(4, (count - 1).bit_length())
