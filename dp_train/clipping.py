@@ -81,7 +81,9 @@ def clip_factors(norms: tf.Tensor, l2_norm_clip: float) -> tf.Tensor:
     is_small = norms <= clip
     safe_norms = tf.where(is_small, clip, norms)
     factors = tf.where(is_small, tf.ones_like(norms), clip / safe_norms)
-    return tf.where(tf.math.is_finite(norms), factors, tf.zeros_like(norms))
+    # Denormal in float32: some devices flush such a factor, others round it.
+    is_usable = tf.math.is_finite(norms) & (factors >= 2.0**-126)
+    return tf.where(is_usable, factors, tf.zeros_like(norms))
 
 
 def sum_clipped(

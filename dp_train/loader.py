@@ -52,10 +52,7 @@ class PoissonLoader(keras.utils.PyDataset):
         steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
-        self.arrays = tuple(
-            None if a is None else keras.tree.map_structure(_dense, a)
-            for a in (x, y, sample_weight)
-        )
+        self.arrays = tuple(_dense(a) for a in (x, y, sample_weight))
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
             raise ValueError(
@@ -95,7 +92,18 @@ class PoissonLoader(keras.utils.PyDataset):
             yield Batch(*self._draw(), sampling=self.sampling)
 
 
-def _dense(array: Any) -> np.ndarray[Any, Any]:
+def _dense(structure: Any) -> Any:
+    """Dense arrays in dicts and tuples; tf.data knows no lists."""
+    if isinstance(structure, dict):
+        return {name: _dense(value) for name, value in structure.items()}
+    if isinstance(structure, tuple) or (
+        isinstance(structure, list) and any(hasattr(a, "shape") for a in structure)
+    ):
+        return tuple(_dense(value) for value in structure)
+    return None if structure is None else _dense_array(structure)
+
+
+def _dense_array(array: Any) -> np.ndarray[Any, Any]:
     """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
     dense = np.asarray(array)
     if dense.dtype == object or dense.ndim == 0:

@@ -17,8 +17,10 @@ import collections
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dp_train import clipping, host
@@ -305,13 +307,29 @@ def _in_shape_of_weight(
     factors: tf.Tensor,
     keeps: tf.Tensor,
 ) -> tf.Tensor:
-    """The clipped sum, moved back through the ops that rearranged the weight."""
+    """The clipped sum, put back into the order of the weight.
+
+    By hand and in float32: the gradient of a Cast to bfloat16 would round the sum.
+    """
     dtype = tf.float32 if weight.dtype.size < 4 else weight.dtype
     if contribution is None:
         return tf.zeros(weight.shape, dtype)
     total = contribution.weighted_sum(factors, keeps)
-    if operand is weight:
-        return tf.cast(total, dtype)
-    total = tf.cast(tf.reshape(total, operand.shape), operand.dtype)
-    (moved,) = tf.gradients(operand, weight, grad_ys=total)
-    return tf.cast(moved, dtype)
+    while operand is not weight:
+        op = operand.op
+        if op.type == "Transpose":
+            total = tf.transpose(total, np.argsort(_static(op.inputs[1])))
+        elif op.type == "Neg":
+            total = -total
+        else:
+            total = tf.reshape(total, op.inputs[0].shape)
+        operand = op.inputs[0]
+    return tf.cast(total, dtype)
+
+
+def _static(tensor: tf.Tensor) -> Any:
+    """The value of a tensor that is known while tracing."""
+    value = tf.get_static_value(tensor)
+    if value is None:
+        raise UnsupportedSiteError("a weight is transposed in an order known only late")
+    return value

@@ -70,7 +70,7 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
     try:
         with keras.StatelessScope(shaken):
             compared = [both(tf.constant(mask)) for mask in _MASKS]
-    except (ValueError, tf.errors.OpError) as error:
+    except (TypeError, ValueError, tf.errors.OpError) as error:
         reason = str(error).partition("\n")[0]
         raise NotCertifiedError(f"it fails on made-up rows ({reason})") from error
     for results, reference in compared:

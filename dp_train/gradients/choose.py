@@ -18,7 +18,13 @@ from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, loop, vectorized
 from dp_train.gradients.certificate import NotCertifiedError, certify
 from dp_train.gradients.objective import Objective, Outputs, Rows
-from dp_train.gradients.structures import accumulate, map_rows, row_count
+from dp_train.gradients.structures import (
+    accumulate,
+    map_rows,
+    restored,
+    row_count,
+    tensors,
+)
 from dp_train.kernels.contribution import UnsupportedSiteError
 
 ENGINES: dict[str, Callable[..., Any]] = {
@@ -27,6 +33,8 @@ ENGINES: dict[str, Callable[..., Any]] = {
     "loop": loop.clipped_sum,
 }
 """From the fastest to the most general."""
+_FEWEST_ROWS = 2
+"""Kernels and maps of TensorFlow 2.21 lose shapes, or crash, on fewer rows."""
 MEMORY_BUDGET = 256 * 2**20
 """Bytes that the per-example gradients of one chunk may take."""
 
@@ -198,7 +206,16 @@ def clipped_sum(
     count = row_count(rows)
     keys = objective.example_keys(count)
     if microbatch is None:
-        return compute(objective, rows, keys, l2_norm_clip)
+        padded_rows, padded_keys = tf.cond(
+            count >= _FEWEST_ROWS,
+            lambda: (tensors(rows), keys),
+            lambda: map_rows(_padded_to_fewest, (tensors(rows), keys)),
+        )
+        is_real = tf.range(tf.maximum(count, _FEWEST_ROWS)) < count
+        sums, outputs = compute(
+            objective, restored(rows, padded_rows), padded_keys, l2_norm_clip, is_real
+        )
+        return sums, map_rows(lambda t: t[:count], outputs)
     chunks = -(-count // microbatch)
     padding = chunks * microbatch - count
 
@@ -227,3 +244,10 @@ def clipped_sum(
 
     sums, outputs = accumulate(chunk, chunks)
     return sums, map_rows(rejoined, outputs)
+
+
+def _padded_to_fewest(t: tf.Tensor) -> tf.Tensor:
+    """Rows of zeros behind an empty batch or a single row."""
+    missing = tf.maximum(_FEWEST_ROWS - tf.shape(t)[0], 0)
+    padded = tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1))
+    return tf.ensure_shape(padded, [None, *t.shape[1:]])

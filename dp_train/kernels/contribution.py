@@ -60,6 +60,11 @@ class Contribution(abc.ABC):
         )
 
 
+def wide(values: tf.Tensor) -> tf.Tensor:
+    """float32 where it is narrower: rounding a bfloat16 sum would exceed the bound."""
+    return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
+
+
 def select(values: tf.Tensor, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
     """factors_b * values_b, and exactly 0 where not keeps_b (0 * NaN is NaN)."""
     shape = [-1] + [1] * (values.shape.rank - 1)
@@ -94,7 +99,7 @@ class Kept(Contribution):
         """`gradients`: [b, k...] in the operand's shape."""
         self.rule = rule
         self.scratch_per_row = scratch_per_row
-        self._gradients = gradients
+        self._gradients = wide(gradients)
         self.kept_per_row = gradients.shape[1:].num_elements() or 0
 
     def squared_norms(self, is_wide: bool) -> tf.Tensor:
@@ -123,8 +128,8 @@ class Product(Contribution):
         self, inputs: tf.Tensor, cotangents: tf.Tensor, positions: int | None
     ) -> None:
         """`inputs`: [b, t, i]; `cotangents`: [b, t, o]; `positions`: t if known."""
-        self._inputs = inputs
-        self._cotangents = cotangents
+        self._inputs = wide(inputs)
+        self._cotangents = wide(cotangents)
         self._positions = positions
         self._is_outer = positions == 1
         self.rule = "outer product" if self._is_outer else "kept product"
@@ -178,7 +183,7 @@ class Rows(Contribution):
     def __init__(self, ids: tf.Tensor, cotangents: tf.Tensor, rows: int) -> None:
         """`ids`: [b, t]; `cotangents`: [b, t, o]; `rows`: of the table."""
         self._ids = ids
-        self._cotangents = cotangents
+        self._cotangents = wide(cotangents)
         self._rows = rows
 
     def squared_norms(self, is_wide: bool) -> tf.Tensor:

@@ -39,8 +39,8 @@ def gaussian_from_bits(
         z = r cos(a), r sin(a),   a = pi * angle_bits / 2^31
                                             Box & Muller 1958, Ann. Math. Stat. 29(2)
 
-    f matters only where k is small, so it is read only there: the smallest u is 2^-65
-    and the largest |z| is stddev * sqrt(2 * 65 * ln 2) = 9.49 stddev.
+    f matters only where k is small, so it is read only there: the smallest u is 2^-64
+    and the largest |z| is stddev * sqrt(2 * 64 * ln 2) = 9.42 stddev.
 
     Args:
         radius_bits: [m] uniform; overwritten.
@@ -115,7 +115,7 @@ class Keystream:
         """[count] independent samples of N(0, stddev^2), float32.
 
         Guarantees:
-            Tails to 9.49 standard deviations; no seed, no clamp, no repetition.
+            Tails to 9.42 standard deviations; no seed, no clamp, no repetition.
         """
         out = np.empty(count + count % 2, np.float32)
         with self._lock:

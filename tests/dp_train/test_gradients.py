@@ -14,12 +14,7 @@ from tests.batteries.cases import CASES
 ENGINES = tuple(choose.ENGINES)
 MAY_REFUSE = {
     # Its rules read the traced graph; what they do not know, "auto" gives to the next.
-    "bookkeeping": (
-        "embedding with duplicate ids",
-        "embedding with a mask",
-        "loss under a mask",
-        "activity regularizer",
-    ),
+    "bookkeeping": ("activity regularizer",),
     # TensorFlow cannot vectorize a recurrent layer under a mask.
     "vectorized": ("embedding with a mask",),
     "loop": (),
