@@ -201,7 +201,8 @@ class _Search:
             if excess <= 1 or used > step or (turn > 2 and excess > 0.8 * before):
                 return
             before = excess
-            step *= max(0.2, 0.9 / math.sqrt(excess))
+            if turn > 0 or point.converged or self.lower > 0:
+                step *= max(0.2, 0.9 / math.sqrt(excess))
             if not point.converged:
                 self._tilt_at(self.upper)
 

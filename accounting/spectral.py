@@ -28,11 +28,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accounting.losses import Loss, Nodes
 from accounting.pairs import Array
 
 Terms = Sequence[tuple[Loss, int]]
+ComplexArray = NDArray[np.complex128]
 Objective = Callable[[Array, Array], Array]
 
 # Mass of the largest losses that is left out, in units of delta.
@@ -187,6 +189,7 @@ class _State:
             return self.point(fallback, False)
         width = 18 * self.spread + (37 - math.log(delta)) / self.order
         count = max(32, math.ceil(1.4 * width / self.spread))
+        before = math.inf
         while count <= _MOST_FREQUENCIES:
             largest = count * 2 * math.pi / width
             ask = self.tail, largest, self.order
@@ -194,43 +197,62 @@ class _State:
             if work > _MOST_WORK:
                 break
             nodes = [loss.nodes(*ask) for loss, _ in self.terms]
-            integral = _Integral(self.terms, nodes, self.order, width, count)
+            counts = [n for _, n in self.terms]
+            integral = _Table(nodes, self.order, width, count).at(counts)
             value, is_root = solve(integral)
             if is_root and integral.has_converged():
                 return self.point(value, True)
+            rest = integral.rest()
+            if rest > 0.2 * before:
+                # The law is nearly an atom: its transform does not decay in reach.
+                break
+            before = rest
             count *= 2
         return self.point(fallback, False)
 
 
-class _Integral:
-    """The midpoint sum for fixed frequencies; cheap to evaluate at any epsilon."""
+class _Table:
+    """ln M of each loss at fixed frequencies, from which any counts are composed."""
 
     def __init__(
-        self,
-        terms: Terms,
-        nodes: Sequence[Nodes],
-        order: float,
-        width: float,
-        count: int,
+        self, nodes: Sequence[Nodes], order: float, width: float, count: int
     ) -> None:
         self.order, self.du = order, 2 * math.pi / width
         self.u = (np.arange(count) + 0.5) * self.du
-        self.log_moment = 0.0
-        log_ratio = np.zeros(count, complex)
+        self.z = order + 1j * self.u
         t = np.array([order])
-        for (_, times), points in zip(terms, nodes, strict=True):
-            self.log_moment += times * float(_log_moments(points, t)[0])
-            a = tilted(points, order)
-            half = np.multiply.outer(0.5 * self.u, points.loss)
-            sine, cosine = np.sin(half), np.cos(half)
-            change = 2j * np.einsum("ij,ij,j->i", sine, cosine, a)
-            change -= 2 * np.einsum("ij,ij,j->i", sine, sine, a)
-            x, y = change.real, change.imag
-            square = np.maximum(x * (2 + x) + y * y, -1 + 1e-16)
-            log_ratio += times * (0.5 * np.log1p(square) + 1j * np.arctan2(y, 1 + x))
-        z = order + 1j * self.u
-        self.damped = np.exp(log_ratio) / z
-        self.z = z
+        self.log_moments = [float(_log_moments(points, t)[0]) for points in nodes]
+        self.log_ratios = [self._log_ratio(points) for points in nodes]
+
+    def at(self, counts: Sequence[int]) -> "_Integral":
+        """The integral for these counts of releases."""
+        return _Integral(self, counts)
+
+    def _log_ratio(self, points: Nodes) -> ComplexArray:
+        """ln M(theta + iu) / M(theta), to the last digits near u = 0."""
+        a = tilted(points, self.order)
+        half = np.multiply.outer(0.5 * self.u, points.loss)
+        sine, cosine = np.sin(half), np.cos(half)
+        x = -2 * np.einsum("ij,ij,j->i", sine, sine, a)
+        y = 2 * np.einsum("ij,ij,j->i", sine, cosine, a)
+        square = np.maximum(x * (2 + x) + y * y, -1 + 1e-16)
+        return np.asarray(0.5 * np.log1p(square) + 1j * np.arctan2(y, 1 + x))
+
+
+class _Integral:
+    """The midpoint sum for fixed counts; cheap to evaluate at any epsilon."""
+
+    def __init__(self, table: _Table, counts: Sequence[int]) -> None:
+        self.order, self.du, self.u, self.z = table.order, table.du, table.u, table.z
+        self.log_moment = 0.0
+        log_ratio = np.zeros(len(self.u), complex)
+        for n, moment, ratio in zip(
+            counts, table.log_moments, table.log_ratios, strict=True
+        ):
+            self.log_moment += n * moment
+            log_ratio += n * ratio
+        self.damped = np.exp(log_ratio) / self.z
+        self._value = 0.0
 
     def log_scale(self, epsilon: float) -> float:
         return self.log_moment - self.order * epsilon
@@ -241,15 +263,66 @@ class _Integral:
         terms = self.damped * phase / (self.z + 1)
         value = self.du / math.pi * float(terms.real.sum())
         slope = self.du / math.pi * float((terms * self.z).real.sum())
-        self._terms = np.abs(terms)
         self._value = value
         return value, slope
 
+    def rest(self) -> float:
+        """What may lie beyond the last frequency, over e^{log_scale}."""
+        last = slice(-max(1, len(self.u) // 4), None)
+        terms = np.abs(self.damped[last] / (self.z[last] + 1))
+        return float((terms * self.u[last]).max()) / math.pi
+
     def has_converged(self) -> bool:
         """True if what lies beyond the last frequency is negligible."""
-        last = slice(-max(1, len(self.u) // 4), None)
-        rest = float((self._terms[last] * self.u[last]).max()) / math.pi
-        return rest < 1e-10 * abs(self._value)
+        return self.rest() < 1e-10 * abs(self._value)
+
+
+class Running:
+    """Epsilon at one delta for counts that grow, each up to twice what it was.
+
+    The integral does not depend on theta, only its conditioning does: one theta and one
+    set of frequencies serve all counts n_k <= N_k <= 2 n_k.
+
+    Args:
+        losses: one for each count.
+        counts: n_k, >= 1.
+        delta: the delta.
+    """
+
+    def __init__(
+        self, losses: Sequence[Loss], counts: Sequence[int], delta: float
+    ) -> None:
+        self.log_delta = math.log(delta)
+        middle = [max(1, round(1.41 * n)) for n in counts]
+        state = _State(
+            list(zip(losses, middle, strict=True)),
+            delta,
+            _epsilon_bound(delta),
+            TRUNCATED / 2,
+        )
+        self.table: _Table | None = None
+        if not state.is_interior or state.spread == 0:
+            return
+        width = 18 * 1.2 * state.spread + (37 - self.log_delta) / state.order
+        count = max(64, math.ceil(1.4 * width / (0.84 * state.spread)))
+        ask = state.tail, count * 2 * math.pi / width, state.order
+        work = count * sum(loss.node_count(*ask) for loss in losses)
+        if count <= _MOST_FREQUENCIES and work <= _MOST_WORK:
+            nodes = [loss.nodes(*ask) for loss in losses]
+            self.table = _Table(nodes, state.order, width, count)
+
+    def epsilon(self, counts: Sequence[int]) -> float | None:
+        """The point value for these counts; None where it is not to be trusted."""
+        if self.table is None:
+            return None
+        integral = self.table.at(counts)
+        t = np.array([integral.order])
+        chernoff = integral.log_moment + float(slack(t)[0]) - self.log_delta
+        chernoff /= integral.order
+        if chernoff <= 0:
+            return 0.0
+        value, is_root = _newton(integral, self.log_delta, chernoff)
+        return value if is_root and integral.has_converged() else None
 
 
 def _newton(

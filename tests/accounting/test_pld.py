@@ -298,3 +298,25 @@ def test_bracket_agrees_with_dp_accounting_where_that_is_right() -> None:
     bounds = PldAccountant().compose(sampled(0.3, 5.0), 50).epsilon(1e-5)
     assert bounds.lower <= theirs.get_epsilon(1e-5) * (1 + 1e-4)
     assert bounds.upper >= theirs.get_epsilon(1e-5) * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("relation", [ADD, NeighboringRelation.REPLACE_ONE])
+def test_running_epsilon_follows_the_bracket_step_by_step(relation) -> None:
+    before = 0.0
+    for count in (1, 2, 3, 10, 31, 100, 317, 1000, 1001, 2047, 2048, 5000):
+        accountant = PldAccountant(relation).compose(GaussianEvent(8.0))
+        accountant.compose(sampled(0.01, 1.0), count)
+        value = accountant.running_epsilon(1e-5)
+        bounds = accountant.epsilon(1e-5)
+        # Between two counts of the ladder the line may leave the bracket slightly.
+        assert bounds.lower * (1 - 1e-3) <= value <= bounds.upper * (1 + 1e-3)
+        assert value >= before * (1 - 1e-3)
+        before = value
+
+
+def test_running_epsilon_of_nothing_and_of_one_is_exact() -> None:
+    assert PldAccountant().running_epsilon(1e-5) == 0
+    accountant = PldAccountant().compose(sampled(0.01, 1.0))
+    assert accountant.running_epsilon(1e-5) == accountant.epsilon(1e-5).estimate
+    with pytest.raises(ValueError, match="Pass for example 1e-6"):
+        accountant.running_epsilon(0.0)
