@@ -67,9 +67,10 @@ class Question(abc.ABC):
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpsilonAt(Question):
-    """Epsilon at delta."""
+    """Epsilon at delta; width is that of the bracket asked for over epsilon."""
 
     at: float
+    width: float = RELATIVE_WIDTH
 
     def point(self, terms: Terms) -> Point:
         return spectral.epsilon_at(terms, self.at)
@@ -87,7 +88,7 @@ class EpsilonAt(Question):
         return answer
 
     def tolerance(self, answer: float, point: Point) -> float:
-        return RELATIVE_WIDTH * max(answer, _least(point))
+        return self.width * max(answer, _least(point))
 
     def excess(self, lower: float, upper: float, point: Point) -> float:
         return (upper - lower) / self.tolerance(upper, point)

@@ -17,7 +17,7 @@ from accounting.accountant import (
     Composition,
     SampledGaussian,
 )
-from accounting.bracket import DeltaAt, EpsilonAt, bracket
+from accounting.bracket import RELATIVE_WIDTH, DeltaAt, EpsilonAt, bracket
 from accounting.events import GaussianEvent, PoissonSampledEvent
 from accounting.losses import (
     LARGEST_NOISE,
@@ -36,10 +36,18 @@ MOST_RELEASES = 10**9
 class PldAccountant(ComposingAccountant):
     """Lower and upper bounds on epsilon from the law of the privacy loss.
 
+    Args:
+        relation: the neighboring relation.
+        relative_width: how wide a bracket of epsilon may be, over its upper end, in
+            [1e-5, 0.1]. A tenth of it takes about three times as long.
+
     Guarantees:
         lower <= truth <= upper, roundoff included. Where converged is True the bracket
-        is at most a thousandth of upper. A grid has at most 2^21 points; where that is
-        too few, the bracket is wider and converged False.
+        is at most relative_width of upper. A grid has at most 2^21 points; where that
+        is too few, the bracket is wider and converged False.
+
+    Raises:
+        ValueError: an argument out of range.
 
     >>> from accounting.events import GaussianEvent, PoissonSampledEvent
     >>> event = PoissonSampledEvent(0.01, GaussianEvent(1.0))
@@ -48,6 +56,21 @@ class PldAccountant(ComposingAccountant):
     """
 
     name: ClassVar[str] = "pld"
+
+    def __init__(
+        self,
+        relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE,
+        *,
+        relative_width: float = RELATIVE_WIDTH,
+    ) -> None:
+        super().__init__(relation)
+        if not 1e-5 <= relative_width <= 0.1:
+            raise ValueError(
+                f"relative_width is {relative_width!r}, outside [1e-5, 0.1]. Narrower"
+                " brackets would need more memory than they are worth. Pass for"
+                " example 1e-3."
+            )
+        self._width = relative_width
 
     def running_epsilon(self, delta: float) -> float:
         """Epsilon at delta, fast enough to be read after every step of a training.
@@ -74,7 +97,10 @@ class PldAccountant(ComposingAccountant):
         rungs = [_rungs(count) for count in counts]
         low, high = (
             _epsilon_bounds(
-                tuple(zip(mechanisms, ends, strict=True)), self._relation, delta
+                tuple(zip(mechanisms, ends, strict=True)),
+                self._relation,
+                delta,
+                RELATIVE_WIDTH,
             ).estimate
             for ends in zip(*rungs, strict=True)
         )
@@ -83,7 +109,7 @@ class PldAccountant(ComposingAccountant):
         return low + (high - low) * done / max(width, 1)
 
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
-        return _epsilon_bounds(_sorted(composition), self._relation, delta)
+        return _epsilon_bounds(_sorted(composition), self._relation, delta, self._width)
 
     def _delta(self, composition: Composition, epsilon: float) -> Bounds:
         return _delta_bounds(_sorted(composition), self._relation, epsilon)
@@ -127,7 +153,10 @@ def _sorted(composition: Composition) -> Composition:
 
 @functools.lru_cache(maxsize=256)
 def _epsilon_bounds(
-    composition: Composition, relation: NeighboringRelation, delta: float
+    composition: Composition,
+    relation: NeighboringRelation,
+    delta: float,
+    width: float,
 ) -> Bounds:
     if _total_variation(composition, relation) <= delta:
         return Bounds(0.0, 0.0, 0.0, True)
@@ -140,7 +169,7 @@ def _epsilon_bounds(
     most = min(classic.upper, whole)
     if most == 0 or not _is_on_grid(composition):
         return Bounds(0.0, most, most, most == 0)
-    return bracket(EpsilonAt(delta), _directions(composition, relation), most)
+    return bracket(EpsilonAt(delta, width), _directions(composition, relation), most)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
 """Calibration: the safe side, close to the best, and the refusals."""
 
+import functools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from accounting.events import (
     UnverifiedSamplingEvent,
 )
 from accounting.ledger import Ledger
+from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from tests.accounting.battery import sampled
@@ -163,3 +165,31 @@ def test_delta_and_steps_out_of_range_are_refused() -> None:
         calibrate.noise_multiplier(1.0, 1e-5, 0.1, 0)
     with pytest.raises(ValueError, match="Pass for example 1e-6"):
         calibrate.steps(1.0, 1.0, GaussianEvent(1.0))
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "count", "best"),
+    [
+        # The noise at which the true epsilon is the target, by contour integration.
+        (1.0, 1e-6, 0.01, 10_000, 4.302106),
+        (3.0, 1e-5, 256 / 60_000, 14_062, 0.9684079),
+        (8.0, 1e-9, 0.001, 20_000, 0.5482217),
+    ],
+)
+def test_noise_by_the_law_of_the_loss_is_safe_and_near_the_best(
+    target, delta, q, count, best
+) -> None:
+    make = functools.partial(PldAccountant, relative_width=1e-4)
+    noise = calibrate.noise_multiplier(target, delta, q, count, accountant=make)
+    assert make().compose(sampled(q, noise), count).epsilon(delta).upper <= target
+    # The best is known to seven digits.
+    assert best * (1 - 2e-7) <= noise <= best * (1 + 1.5e-4)
+
+
+def test_steps_by_the_law_of_the_loss_are_more_than_by_renyi() -> None:
+    event = sampled(0.01, 1.1)
+    count = calibrate.steps(3.0, 1e-5, event, accountant=PldAccountant)
+    accountant = PldAccountant().compose(event, count)
+    assert accountant.epsilon(1e-5).upper <= 3.0
+    assert PldAccountant().compose(event, count + 1).epsilon(1e-5).upper > 3.0
+    assert count > 1.1 * calibrate.steps(3.0, 1e-5, event)

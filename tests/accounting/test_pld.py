@@ -320,3 +320,19 @@ def test_running_epsilon_of_nothing_and_of_one_is_exact() -> None:
     assert accountant.running_epsilon(1e-5) == accountant.epsilon(1e-5).estimate
     with pytest.raises(ValueError, match="Pass for example 1e-6"):
         accountant.running_epsilon(0.0)
+
+
+def test_bracket_is_as_narrow_as_asked_for() -> None:
+    for width in (1e-2, 1e-4):
+        accountant = PldAccountant(relative_width=width)
+        bounds = accountant.compose(sampled(0.01, 1.0), 1000).epsilon(1e-5)
+        assert bounds.converged
+        assert bounds.upper - bounds.lower <= width * bounds.upper
+        assert bounds.lower <= SETTINGS[0][5] * (1 + SEVEN_DIGITS)
+        assert bounds.upper >= SETTINGS[0][5] * (1 - SEVEN_DIGITS)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, 1e-6, 0.5, math.nan])
+def test_width_out_of_range_is_refused(width) -> None:
+    with pytest.raises(ValueError, match="Pass for example 1e-3"):
+        PldAccountant(relative_width=width)
