@@ -46,7 +46,8 @@ class SingleRelease:
     noise: float
 
     def __call__(self, epsilon: float) -> tuple[float, float]:
-        return max(self._remove(epsilon), self._add(epsilon))
+        values, errors = zip(self._remove(epsilon), self._add(epsilon), strict=True)
+        return max(values), max(errors)
 
     def _remove(self, epsilon: float) -> tuple[float, float]:
         q, s = self.q, self.noise

@@ -168,6 +168,12 @@ class SampledGaussianLoss(Loss):
         return Nodes(np.exp(log_density) * np.tile(weight, panels), loss)
 
     def cells(self, boundaries: Array) -> Cells:
+        cells = self._cells(boundaries)
+        # A point offset + h j of the grid is itself rounded, by 2 u of the loss.
+        rounded = 4 * ROUNDOFF * np.abs(boundaries[:-1]) * cells.mass
+        return dataclasses.replace(cells, excess_error=cells.excess_error + rounded)
+
+    def _cells(self, boundaries: Array) -> Cells:
         q, s = self.q, self.noise
         x, lower, slips = self._boundaries(boundaries)
         slip = np.maximum(slips[1:], slips[:-1])
@@ -216,6 +222,11 @@ class SampledGaussianLoss(Loss):
         return Cells(mass, excess, error, excess_error, slip, below, above)
 
     def below(self, losses: Array) -> Below:
+        below = self._below(losses)
+        rounded = 4 * ROUNDOFF * np.abs(losses) * (below.mass + below.deficit)
+        return dataclasses.replace(below, deficit_error=below.deficit_error + rounded)
+
+    def _below(self, losses: Array) -> Below:
         q, s = self.q, self.noise
         x, c, _ = self._boundaries(losses)
         sign = -1 if self.direction == "add" else 1
