@@ -1,6 +1,6 @@
 """What a private step costs: its time over that of the plain Keras step.
 
-    python benchmarks/step_ratio.py [--engines vectorized loop] [--smoke]
+    python benchmarks/step_ratio.py [--engines auto vectorized loop] [--smoke]
 
 Both train the same model through `fit` in one process, in alternating blocks of steps,
 so that whatever else the machine does disturbs both alike. The private step is whole:
@@ -125,8 +125,13 @@ def main() -> None:
     """Measures every model and engine and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--engines", nargs="+", default=["vectorized"], help="vectorized, loop")
-    add("--steps", type=int, default=10, help="steps in a block")
+    add(
+        "--engines",
+        nargs="+",
+        default=["auto", "vectorized"],
+        help="as in make_private",
+    )
+    add("--steps", type=int, default=20, help="steps in a block")
     add("--blocks", type=int, default=7, help="blocks of each kind")
     add("--smoke", action="store_true", help="two short blocks: does it run?")
     options = parser.parse_args()

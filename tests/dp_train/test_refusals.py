@@ -108,6 +108,13 @@ class Center(keras.layers.Layer):
         return x - keras.ops.mean(x, axis=0, keepdims=True)
 
 
+class SlightlyCenter(keras.layers.Layer):
+    """Subtracts a thousandth of the mean of the batch."""
+
+    def call(self, x):
+        return x - 1e-3 * keras.ops.mean(x, axis=0, keepdims=True)
+
+
 class BatchSoftmax(keras.layers.Layer):
     """A softmax over the batch axis."""
 
@@ -129,7 +136,7 @@ class RunningMean(keras.layers.Layer):
         return x - self.mean
 
 
-@pytest.mark.parametrize("layer", [Center, BatchSoftmax])
+@pytest.mark.parametrize("layer", [Center, SlightlyCenter, BatchSoftmax])
 def test_layer_that_mixes_examples_is_refused_by_name(layer):
     model = compiled(dense_and(layer(name="mixer"), keras.layers.Dense(4)))
     with pytest.raises(dp_train.NotPrivateError, match="'mixer'.*mixes examples"):
