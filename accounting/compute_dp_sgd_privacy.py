@@ -5,32 +5,30 @@
 """
 
 import argparse
-import dataclasses
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
-from accounting.calibrate import MOST_STEPS, BudgetSpentError, noise_multiplier
-from accounting.events import GaussianEvent, PoissonSampledEvent
-from accounting.rdp import RdpAccountant
+from accounting.calibrate import MOST_STEPS, BudgetSpentError
+from accounting.events import UnsupportedEventError
+from accounting.ledger import Ledger
+from accounting.plan import (
+    ACCOUNTANTS,
+    DEFAULT_ACCOUNTANT,
+    PROGRAM,
+    SAMPLINGS,
+    Plan,
+    answer,
+    suggested_delta,
+    text,
+)
 from accounting.relations import NeighboringRelation
-from accounting.report import package_version
+from accounting.report import privacy_report
+from accounting.typed import DECIMAL, UsageError, integer, number, parse
 
-PROGRAM = "compute_dp_sgd_privacy"
-SCHEMA_VERSION = 1
-_SAMPLING = (
-    "Poisson: each example enters each batch by its own independent coin, with"
-    " probability batch_size / N"
-)
-_SHUFFLING = (
-    "Batches of a shuffled dataset are not Poisson-sampled and must not borrow this"
-    " figure: their epsilon can be several times larger (Chua et al. 2024,"
-    " arXiv:2403.17673)."
-)
 _DESCRIPTION = f"""\
 How much a DP-SGD training reveals about any one example: epsilon at delta.
 
@@ -40,45 +38,21 @@ reaches it. Give the length of the training as --epochs or as --steps.
 examples:
   {PROGRAM} --N=60000 --batch_size=256 --noise_multiplier=1.1 --epochs=60 --delta=1e-5
   {PROGRAM} --N=60000 --batch_size=256 --target_epsilon=3 --epochs=60 --delta=1e-5
+  {PROGRAM} --ledger=ledger.json --delta=1e-5
 """
 _EPILOG = """\
 The sampling assumed is Poisson: each example enters each batch by its own independent
 coin with probability batch_size / N, which is what dp_train does with arrays. Batches
-of a shuffled dataset must not borrow this figure.
+of a shuffled dataset must not borrow this figure; --sampling=shuffle gives theirs.
 """
-_INTEGER = re.compile(r"[0-9]{1,18}")
-_DECIMAL = re.compile(
-    r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})(e[+-]?\d{1,3})?"
-)
-
-
-class _UsageError(Exception):
-    """Something typed is wrong; the text is one line of three sentences."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(
+        raise UsageError(
             f"{message[:1].upper()}{message[1:]}. An option that is not understood may"
             f" change the answer. Type {PROGRAM} --help for the options."
         )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Plan:
-    """The validated question."""
-
-    population: int
-    batch_size: int
-    steps: int
-    delta: float
-    relation: NeighboringRelation
-    noise_multiplier: float | None
-    target_epsilon: float | None
-
-    @property
-    def sampling_probability(self) -> float:
-        return self.batch_size / self.population
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,13 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(argv)
-        result = _answer(_plan(options))
+        if options.ledger is not None:
+            print(_statement(options))
+            return 0
+        result = answer(_plan(options))
     except SystemExit as stop:  # after --help
         return int(stop.code or 0)
-    except (_UsageError, BudgetSpentError) as error:
+    except (UsageError, BudgetSpentError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=2) if options.json else _text(result))
+    print(json.dumps(result, indent=2) if options.json else text(result))
     return 0
 
 
@@ -137,69 +114,128 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--relation",
         metavar="NAME",
-        default=NeighboringRelation.ADD_OR_REMOVE_ONE.value,
         help="what is compared: add_or_remove_one (default), replace_one or zero_out",
+    )
+    add(
+        "--sampling",
+        metavar="NAME",
+        help="how batches are formed: poisson (default), shuffle or none",
+    )
+    add(
+        "--accountant",
+        metavar="NAME",
+        default=DEFAULT_ACCOUNTANT,
+        help=f"pld (bounds from both sides) or rdp; {DEFAULT_ACCOUNTANT} if not given",
+    )
+    add("--curve", action="store_true", help="epsilon at ten values of delta as well")
+    add(
+        "--ledger",
+        metavar="FILE",
+        help="instead of a plan: the statement for what a training has recorded",
     )
     add("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
 
-def _plan(options: argparse.Namespace) -> _Plan:
+def _plan(options: argparse.Namespace) -> Plan:
     """Validates every value, in the order in which --help lists them."""
-    population = _integer("N", options.N, "the number of training examples", "60000")
-    batch_size = _integer(
+    population = integer("N", options.N, "the number of training examples", "60000")
+    batch_size = integer(
         "batch_size", options.batch_size, "the expected batch size", "256"
     )
     if batch_size > population:
-        raise _UsageError(
+        raise UsageError(
             f"--batch_size is {batch_size}, larger than --N, which is {population}."
             " Each example enters a batch with probability batch_size / N, which cannot"
             f" exceed 1. Type a --batch_size of at most {population}."
         )
     noise, target = _noise_or_target(options)
-    delta = _number("delta", options.delta, "how likely epsilon may fail", "1e-6")
-    if not 0 < delta < 1:
-        raise _UsageError(
-            f"--delta is {options.delta}, outside (0, 1). It is the probability with"
-            " which epsilon may fail. Type a number well below 1 / N, such as"
-            f" --delta={_suggested_delta(population)}."
+    delta = _delta(options, population)
+    relation = _relation(options) or NeighboringRelation.ADD_OR_REMOVE_ONE
+    sampling = _one_of("sampling", options.sampling or "poisson", list(SAMPLINGS))
+    if sampling != "poisson" and relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
+        raise UsageError(
+            f"--sampling={sampling} has no bound under --relation={relation.value}."
+            " Adding or removing an example shifts every later batch, and nothing is"
+            " known about that. Type --relation=zero_out or --relation=replace_one."
         )
+    steps = _steps(options, population, batch_size)
+    accountant = _one_of("accountant", options.accountant, list(ACCOUNTANTS))
+    return Plan(
+        population,
+        batch_size,
+        steps,
+        delta,
+        relation,
+        noise,
+        target,
+        sampling,
+        accountant,
+        options.curve,
+    )
+
+
+def _relation(options: argparse.Namespace) -> NeighboringRelation | None:
+    """The relation that was typed, if any."""
+    if options.relation is None:
+        return None
     try:
-        relation = NeighboringRelation(options.relation)
+        return NeighboringRelation(options.relation)
     except ValueError:
-        raise _UsageError(
+        raise UsageError(
             f"--relation is {options.relation!r}, which is not known. An epsilon means"
             " nothing without the datasets it compares. Type add_or_remove_one,"
             " replace_one or zero_out."
         ) from None
-    steps = _steps(options, population, batch_size)
-    return _Plan(population, batch_size, steps, delta, relation, noise, target)
+
+
+def _one_of(name: str, value: str, known: list[str]) -> str:
+    """The typed name, if it is known."""
+    if value not in known:
+        raise UsageError(
+            f"--{name} is {value!r}, which is not known. Epsilon depends on it. Type"
+            f" {', '.join(known[:-1])} or {known[-1]}."
+        )
+    return value
+
+
+def _delta(options: argparse.Namespace, population: int | None) -> float:
+    """The delta that was typed."""
+    delta = number("delta", options.delta, "how likely epsilon may fail", "1e-6")
+    if not 0 < delta < 1:
+        example = "1e-6" if population is None else suggested_delta(population)
+        raise UsageError(
+            f"--delta is {options.delta}, outside (0, 1). It is the probability with"
+            " which epsilon may fail. Type a number well below 1 / N, such as"
+            f" --delta={example}."
+        )
+    return delta
 
 
 def _noise_or_target(options: argparse.Namespace) -> tuple[float | None, float | None]:
     """Exactly one of --noise_multiplier and --target_epsilon."""
     noise, target = options.noise_multiplier, options.target_epsilon
     if noise is None and target is None:
-        raise _UsageError(
+        raise UsageError(
             "--noise_multiplier is missing. It decides epsilon. Type"
             " --noise_multiplier=1.1, or --target_epsilon=3 to solve for the noise."
         )
     if noise is not None and target is not None:
-        raise _UsageError(
+        raise UsageError(
             f"--noise_multiplier={noise} and --target_epsilon={target} are both given."
             " One decides the other. Type only one of them."
         )
     if noise is not None:
-        value = _number("noise_multiplier", noise, "the noise / clip norm", "1.1")
+        value = number("noise_multiplier", noise, "the noise / clip norm", "1.1")
         if value < 0:
-            raise _UsageError(
+            raise UsageError(
                 f"--noise_multiplier is {noise}, below 0. It is the standard deviation"
                 " of the noise divided by the clip norm. Type a number such as 1.1."
             )
         return value, None
-    value = _number("target_epsilon", target, "the epsilon to reach", "3")
+    value = number("target_epsilon", target, "the epsilon to reach", "3")
     if value <= 0:
-        raise _UsageError(
+        raise UsageError(
             f"--target_epsilon is {target}, not above 0. Only infinite noise reaches 0."
             " Type a number such as 3."
         )
@@ -210,145 +246,62 @@ def _steps(options: argparse.Namespace, population: int, batch_size: int) -> int
     """Exactly one of --epochs and --steps, as a number of steps."""
     epochs, steps = options.epochs, options.steps
     if epochs is not None and steps is not None:
-        raise _UsageError(
+        raise UsageError(
             f"--epochs={epochs} and --steps={steps} are both given. They may disagree"
             " about the length of the training. Type only one of them."
         )
     if steps is not None:
-        return _integer("steps", steps, "the number of noised steps", "14063")
+        return integer("steps", steps, "the number of noised steps", "14063")
     if epochs is None:
-        raise _UsageError(
+        raise UsageError(
             "--epochs is missing. Epsilon grows with the length of the training. Type"
             " --epochs=60, or --steps=14063."
         )
-    count = _parse("epochs", epochs, _DECIMAL, Fraction, "passes over the data", "60")
+    count = parse("epochs", epochs, DECIMAL, Fraction, "passes over the data", "60")
     result = math.ceil(count * population / batch_size)
     if not 1 <= result <= MOST_STEPS:
-        raise _UsageError(
+        raise UsageError(
             f"--epochs is {epochs}, or {float(min(result, 10**300)):.6g} steps."
             " A training has from 1 to 2**62 of them. Type a number such as 60."
         )
     return result
 
 
-Value = TypeVar("Value")
-
-
-def _parse(
-    name: str,
-    text: str | None,
-    pattern: re.Pattern[str],
-    convert: Callable[[str], Value],
-    meaning: str,
-    example: str,
-) -> Value:
-    """The typed text as a value, or an error that says what to type."""
-    if text is None:
-        raise _UsageError(
-            f"--{name} is missing. It is {meaning}, on which epsilon depends. Type"
-            f" --{name}={example}."
+def _statement(options: argparse.Namespace) -> str:
+    """The privacy statement for a ledger, as text or JSON."""
+    for name in ("batch_size", "noise_multiplier", "target_epsilon", "epochs", "steps"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"--{name} and --ledger are both given. The ledger has recorded what"
+                f" was released. Leave out --{name}."
+            )
+    if options.sampling is not None or options.curve:
+        raise UsageError(
+            "--ledger goes with --delta, --relation, --accountant, --N and --json only."
+            " The ledger has recorded how batches were formed. Leave out the rest."
         )
-    if not pattern.fullmatch(text.lower()):
-        kind = "whole number" if pattern is _INTEGER else "number"
-        raise _UsageError(
-            f"--{name} is {text!r}, not a {kind}. It is {meaning}, on which epsilon"
-            f" depends. Type it in digits, such as --{name}={example}."
+    population = None
+    if options.N is not None:
+        population = integer("N", options.N, "the number of training examples", "60000")
+    name = _one_of("accountant", options.accountant, list(ACCOUNTANTS))
+    try:
+        with open(options.ledger, encoding="utf-8") as file:
+            ledger = Ledger.from_json(file.read())
+        report = privacy_report(
+            ledger,
+            _delta(options, population),
+            relation=_relation(options),
+            population=population,
+            accountant=ACCOUNTANTS[name],
         )
-    return convert(text)
-
-
-def _integer(name: str, text: str | None, meaning: str, example: str) -> int:
-    value = _parse(name, text, _INTEGER, int, meaning, example)
-    if value < 1:
-        raise _UsageError(
-            f"--{name} is {value}, below 1. It is {meaning}, and there is nothing to"
-            f" account for without it. Type --{name}={example}."
-        )
-    return value
-
-
-def _number(name: str, text: str | None, meaning: str, example: str) -> float:
-    value = _parse(name, text, _DECIMAL, float, meaning, example)
-    if not math.isfinite(value):
-        raise _UsageError(
-            f"--{name} is {text}, too large for a number. It is {meaning}, on which"
-            f" epsilon depends. Type --{name}={example}."
-        )
-    return value
-
-
-def _suggested_delta(population: int) -> str:
-    """A power of ten at least ten times below 1 / population."""
-    return f"1e-{len(str(population)) + 1}"
-
-
-def _answer(plan: _Plan) -> dict[str, Any]:
-    """The plan with its epsilon, JSON-safe."""
-    noise = plan.noise_multiplier
-    if noise is None:
-        noise = noise_multiplier(
-            plan.target_epsilon or 0.0,
-            plan.delta,
-            plan.sampling_probability,
-            plan.steps,
-            relation=plan.relation,
-        )
-    event = PoissonSampledEvent(plan.sampling_probability, GaussianEvent(noise))
-    accountant = RdpAccountant(plan.relation).compose(event, plan.steps)
-    bounds = accountant.epsilon(plan.delta)
-    caveats = [_SHUFFLING]
-    if plan.delta >= 1 / plan.population:
-        caveats.append(
-            f"Delta is not below 1 / N = {1 / plan.population:.3g}; such a promise may"
-            " give away whole examples. Choose"
-            f" --delta={_suggested_delta(plan.population)} or less."
-        )
-    if bounds.upper == math.inf:
-        caveats.append("Without noise there is no privacy guarantee.")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tool": PROGRAM,
-        "version": package_version(),
-        "N": plan.population,
-        "batch_size": plan.batch_size,
-        "sampling_probability": plan.sampling_probability,
-        "steps": plan.steps,
-        "noise_multiplier": noise,
-        "target_epsilon": plan.target_epsilon,
-        "delta": plan.delta,
-        "relation": plan.relation.value,
-        "relation_meaning": plan.relation.description,
-        "sampling": _SAMPLING,
-        "accountant": accountant.name,
-        "epsilon": bounds.to_dict(),
-        "epsilon_text": str(bounds),
-        "event": event.to_dict(),
-        "caveats": caveats,
-    }
-
-
-def _text(result: dict[str, Any]) -> str:
-    """The answer in lines of name and value."""
-    noise = f"{result['noise_multiplier']:.6g}"
-    if result["target_epsilon"] is not None:
-        # Rounded up, so that what is read off the screen still reaches the target.
-        noise = f"{math.ceil(result['noise_multiplier'] * 1e4) / 1e4:.4f}"
-        noise += f" (for a target epsilon of {result['target_epsilon']:g})"
-    lines = [
-        f"examples N            {result['N']}",
-        f"expected batch size   {result['batch_size']}",
-        f"sampling probability  {result['sampling_probability']:.6g}",
-        f"steps                 {result['steps']}",
-        f"noise multiplier      {noise}",
-        f"relation              {result['relation']}",
-        f"                      {result['relation_meaning']}",
-        f"sampling assumed      {result['sampling']}.",
-        f"epsilon               {result['epsilon_text']}",
-        f"delta                 {result['delta']:g}",
-        f"accountant            {result['accountant']}, accounting {result['version']}",
-        *(f"caveat                {caveat}" for caveat in result["caveats"]),
-    ]
-    return "\n".join(lines)
+    except OSError as error:
+        raise UsageError(
+            f"--ledger {options.ledger!r} cannot be read: {error.strerror}. It holds"
+            " what was released. Type the path of a file that Ledger.to_json wrote."
+        ) from None
+    except (UnicodeDecodeError, UnsupportedEventError, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    return report.to_json() if options.json else str(report)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def dp_accounting_epsilon(module: object, setting: Setting) -> float:
 
 
 def prv(setting: Setting) -> float | None:
-    """The upper bound of prv-accountant; None where it gives up."""
+    """The upper bound of prv-accountant; None where it gives up, or is not asked."""
     from prv_accountant import PoissonSubsampledGaussianMechanism, PRVAccountant
 
     q, noise, steps, delta = setting
@@ -138,7 +138,7 @@ def prv(setting: Setting) -> float | None:
 def relative(value: float | None, truth: float) -> str:
     """How far a value is from the truth; "!" marks one below it."""
     if value is None:
-        return "gave up"
+        return "none"
     error = value / truth - 1
     return f"{100 * error:+.3g}%{'!' if error < -SEVEN_DIGITS else ''}"
 
@@ -150,7 +150,7 @@ def settings_table(settings: list[tuple[str, Setting, float]], peers: bool) -> N
         columns["dp-accounting RDP"] = lambda s: dp_accounting_epsilon(their_rdp, s)
         columns["dp-accounting PLD"] = lambda s: dp_accounting_epsilon(their_pld, s)
         if importlib.util.find_spec("prv_accountant"):
-            # What needs gigabytes or minutes there is left out.
+            # More steps take gigabytes or minutes there and are not asked.
             columns["prv-accountant"] = lambda s: prv(s) if s[2] <= 10**5 else None
     warm_up = (0.3, 3.0, 10, 1e-3)
     for function in (ours, *columns.values()):

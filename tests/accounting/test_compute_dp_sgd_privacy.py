@@ -8,7 +8,9 @@ import pytest
 
 import accounting
 from accounting.compute_dp_sgd_privacy import main
-from accounting.events import event_from_dict
+from accounting.events import GaussianEvent, event_from_dict
+from accounting.ledger import Ledger
+from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from tests.accounting.battery import sampled
@@ -237,3 +239,140 @@ def test_import_loads_neither_tensorflow_nor_the_slow_parts_of_scipy() -> None:
     heavy = {"tensorflow", "keras", "absl", "scipy.stats", "scipy.optimize"}
     heavy |= {"scipy.signal", "dp_accounting", "mpmath"}
     assert loaded & heavy == set()
+
+
+def test_accountant_is_the_one_that_was_asked_for(capsys) -> None:
+    event = sampled(256 / 60000, 1.1)
+    for name, make in (("rdp", RdpAccountant), ("pld", PldAccountant)):
+        result = answer(capsys, accountant=name)
+        bounds = make().compose(event, 14063).epsilon(1e-5)
+        assert result["accountant"] == name
+        assert result["epsilon"] == bounds.to_dict()
+        renyi = RdpAccountant().compose(event, 14063).epsilon(1e-5).upper
+        assert result["comparisons"]["rdp"] == renyi
+        assert result["comparisons"]["every_example_in_every_step"] > 100
+
+
+def test_text_of_the_law_of_the_loss_has_both_bounds(capsys) -> None:
+    assert main(arguments(accountant="pld")) == 0
+    assert "between 2.381 and 2.383" in capsys.readouterr().out
+
+
+def test_target_is_reached_by_the_accountant_that_was_asked_for(capsys) -> None:
+    wish = {"noise_multiplier": None, "target_epsilon": "3", "accountant": "pld"}
+    result = answer(capsys, **wish)
+    # The best noise is 0.9684 for 14,062 steps.
+    assert result["noise_multiplier"] == pytest.approx(0.9684, abs=2e-4)
+    assert result["epsilon"]["upper"] <= 3
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_shuffled_batches_cost_one_release_a_pass_without_sampling(
+    capsys, accountant
+) -> None:
+    zero_out = {"sampling": "shuffle", "relation": "zero_out", "accountant": accountant}
+    result = answer(capsys, **zero_out)
+    # 14,063 steps reach into a 61st pass of 234 full batches.
+    assert result["event_count"] == 61
+    make = {"rdp": RdpAccountant, "pld": PldAccountant}[accountant]
+    relation = NeighboringRelation.ZERO_OUT
+    bounds = make(relation).compose(GaussianEvent(1.1), 61).epsilon(1e-5)
+    assert result["epsilon"]["upper"] == bounds.upper
+    assert result["epsilon"]["lower"] == 0
+    assert any("No tight bound is known" in caveat for caveat in result["caveats"])
+    replaced = answer(capsys, **zero_out | {"relation": "replace_one"})
+    assert replaced["epsilon"]["upper"] > result["epsilon"]["upper"]
+
+
+def test_no_sampling_counts_every_step_in_full(capsys) -> None:
+    result = answer(
+        capsys, sampling="none", relation="zero_out", steps="10", epochs=None
+    )
+    accountant = RdpAccountant(NeighboringRelation.ZERO_OUT)
+    bounds = accountant.compose(GaussianEvent(1.1), 10).epsilon(1e-5)
+    assert result["epsilon"] == bounds.to_dict()
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "none"])
+def test_sampling_without_a_bound_under_add_or_remove_is_refused(
+    capsys, sampling
+) -> None:
+    parts = ("shifts every later batch", "Type --relation=zero_out")
+    assert_refused(capsys, arguments(sampling=sampling), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"accountant": "best"}, "Type rdp or pld"),
+        ({"sampling": "fixed"}, "Type poisson, shuffle or none"),
+    ],
+)
+def test_unknown_name_is_refused(capsys, changes, part) -> None:
+    assert_refused(capsys, arguments(**changes), "which is not known", part)
+
+
+def test_curve_falls_with_delta(capsys) -> None:
+    curve = answer(capsys, "--curve")["curve"]
+    assert [point["delta"] for point in curve] == [10.0**-k for k in range(3, 13)]
+    uppers = [point["epsilon"]["upper"] for point in curve]
+    assert uppers == sorted(uppers)
+    assert main([*arguments(), "--curve"]) == 0
+    assert capsys.readouterr().out.count("\nat delta") == 10
+    assert answer(capsys)["curve"] == []
+
+
+@pytest.fixture
+def ledger_file(tmp_path):
+    ledger = Ledger()
+    ledger.charge(
+        sampled(0.01, 1.0), l2_norm_clip=1.0, noise_source="secure", count=1000
+    )
+    path = tmp_path / "ledger.json"
+    path.write_text(ledger.to_json(), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_ledger_gives_the_epsilon_of_its_releases(
+    capsys, ledger_file, accountant
+) -> None:
+    options = [f"--ledger={ledger_file}", "--delta=1e-5", f"--accountant={accountant}"]
+    assert main([*options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    make = {"rdp": RdpAccountant, "pld": PldAccountant}[accountant]
+    bounds = make().compose(sampled(0.01, 1.0), 1000).epsilon(1e-5)
+    assert result["epsilon"] == bounds.to_dict()
+    assert main([*options, "--N=100"]) == 0
+    text = capsys.readouterr().out
+    assert "1000 x Gaussian noise" in text
+    assert f"Accountant: {accountant}" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "parts"),
+    [
+        (["--steps=5"], ["--steps and --ledger are both given", "Leave out --steps"]),
+        (["--sampling=none"], ["has recorded how batches were formed"]),
+        (["--curve"], ["Leave out the rest"]),
+        (["--delta=2"], ["outside (0, 1)", "--delta=1e-6"]),
+        (["--relation=both"], ["which is not known"]),
+    ],
+)
+def test_ledger_with_a_plan_is_refused(capsys, ledger_file, extra, parts) -> None:
+    options = [f"--ledger={ledger_file}", "--delta=1e-5", *extra]
+    assert_refused(capsys, options, *parts)
+
+
+def test_ledger_that_cannot_be_read_is_refused(capsys, tmp_path, ledger_file) -> None:
+    missing = f"--ledger={tmp_path / 'none.json'}"
+    assert_refused(capsys, [missing, "--delta=1e-5"], "cannot be read", "Type the path")
+    ledger_file.write_text("not JSON", encoding="utf-8")
+    damaged = [f"--ledger={ledger_file}", "--delta=1e-5"]
+    assert_refused(capsys, damaged, "The ledger cannot be read", "not JSON")
+
+
+def test_import_loads_nothing_of_scipy() -> None:
+    code = "import sys, accounting, accounting.compute_dp_sgd_privacy\n"
+    code += "print(*(name for name in sys.modules if name.startswith('scipy')))"
+    assert run("-c", code).stdout.strip() == ""
