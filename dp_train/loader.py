@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import host
+from dp_train.gradients.structures import map_rows
 from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
@@ -85,6 +86,22 @@ class PoissonLoader(keras.utils.PyDataset):
         x, y, sample_weight = self._draw()
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return data if isinstance(data, tuple) else (data,)
+
+    def dataset(self) -> tf.data.Dataset:
+        """An epoch of fresh draws as a tf.data pipeline: the same, and faster in fit.
+
+        Only the indices are drawn in Python; rows are gathered in the pipeline, ahead
+        of the step. Each epoch draws anew.
+        """
+        x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
+        arrays = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+        def draw(_: tf.Tensor) -> Any:
+            indices = tf.numpy_function(self.sampling.indices, [], tf.int64)
+            indices.set_shape([None])
+            return map_rows(lambda t: tf.gather(t, indices), arrays)
+
+        return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 
     def __iter__(self) -> Iterator[Batch]:
         """An epoch of batches for a custom loop, each good for one release."""

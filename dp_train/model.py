@@ -269,12 +269,13 @@ class PrivateTraining(_Mixin):
                 (x, y, sample_weight), validation_data = host.split_validation(
                     (x, y, sample_weight), validation_split
                 )
-            data, sampling = poisson_loader(
+            loader, sampling = poisson_loader(
                 x, y, sample_weight, class_weight, batch_size, steps_per_epoch
             )
             self._privacy.population = sampling.population
-            planned: int | None = len(data)
-            example = spec = data.arrays
+            data = loader.dataset()
+            planned: int | None = len(loader)
+            example = spec = loader.arrays
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
