@@ -7,6 +7,7 @@ from accounting.accountant import Accountant, Bounds, ComposingAccountant
 from accounting.calibrate import BudgetSpentError
 from accounting.events import (
     Event,
+    FixedSizeSampledEvent,
     GaussianEvent,
     PoissonSampledEvent,
     UnsupportedEventError,
@@ -25,6 +26,7 @@ __all__ = [
     "BudgetSpentError",
     "ComposingAccountant",
     "Event",
+    "FixedSizeSampledEvent",
     "GaussianEvent",
     "Ledger",
     "NeighboringRelation",

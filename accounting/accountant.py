@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from accounting.events import (
     Event,
+    FixedSizeSampledEvent,
     GaussianEvent,
     PoissonSampledEvent,
     UnsupportedEventError,
@@ -75,13 +76,22 @@ def _rounded(value: float, rounding: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SampledGaussian:
-    """The mechanism every known event reduces to; probability 1 is no sampling."""
+    """A Poisson-sampled Gaussian release; probability 1 is no sampling."""
 
     sampling_probability: float
     noise_multiplier: float
 
 
-Composition = tuple[tuple[SampledGaussian, int], ...]
+@dataclasses.dataclass(frozen=True, slots=True)
+class FixedSizeGaussian:
+    """A batch of fixed size without replacement, replace-one; probability below 1."""
+
+    sampling_probability: float
+    noise_multiplier: float
+
+
+Mechanism = SampledGaussian | FixedSizeGaussian
+Composition = tuple[tuple[Mechanism, int], ...]
 
 
 class Accountant(Protocol):
@@ -112,6 +122,7 @@ class ComposingAccountant(abc.ABC):
     """
 
     name: ClassVar[str]
+    has_fixed_size: ClassVar[bool] = False
 
     def __init__(
         self, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -138,6 +149,14 @@ class ComposingAccountant(abc.ABC):
             ValueError: count is not a whole number >= 1.
         """
         mechanism = _mechanism(event, self.name, self._relation)
+        if isinstance(mechanism, FixedSizeGaussian) and not self.has_fixed_size:
+            raise UnsupportedEventError(
+                event,
+                self.name,
+                self._relation.value,
+                "Its Renyi divergences have no formula here that is near the truth.",
+                "Use PldAccountant.",
+            )
         count = checked_count(count)
         if mechanism.sampling_probability > 0:
             self._composition = merge_counts(
@@ -209,13 +228,26 @@ class ComposingAccountant(abc.ABC):
 
 def _mechanism(
     event: Event, accountant: str, relation: NeighboringRelation
-) -> SampledGaussian:
+) -> Mechanism:
     """Reduces an event to a sampled Gaussian, or refuses it."""
     match event:
         case GaussianEvent(noise_multiplier):
             return SampledGaussian(1.0, noise_multiplier)
         case PoissonSampledEvent(probability, GaussianEvent(noise_multiplier)):
             return SampledGaussian(probability, noise_multiplier)
+        case FixedSizeSampledEvent(population, size, GaussianEvent(noise_multiplier)):
+            if relation is NeighboringRelation.REPLACE_ONE:
+                if size == population:
+                    return SampledGaussian(1.0, noise_multiplier)
+                return FixedSizeGaussian(size / population, noise_multiplier)
+            raise UnsupportedEventError(
+                event,
+                accountant,
+                relation.value,
+                "A batch of fixed size has no neighbor with one example more or less,"
+                " and zeroing is bounded by replacing only.",
+                "State the guarantee under replace_one.",
+            )
         case UnverifiedSamplingEvent(GaussianEvent(noise_multiplier)):
             if relation is not NeighboringRelation.ADD_OR_REMOVE_ONE:
                 return SampledGaussian(1.0, noise_multiplier)
@@ -232,7 +264,8 @@ def _mechanism(
         event,
         accountant,
         relation.value,
-        "It is none of GaussianEvent, PoissonSampledEvent(GaussianEvent) and"
+        "It is none of GaussianEvent, PoissonSampledEvent(GaussianEvent),"
+        " FixedSizeSampledEvent(GaussianEvent) and"
         " UnverifiedSamplingEvent(GaussianEvent), and a guess could understate"
         " epsilon.",
         "State the release as one of these; for nested Poisson sampling multiply the"

@@ -48,8 +48,8 @@ class Question(abc.ABC):
         """Upper bound on the answer, up to the rounding of a quadrature."""
 
     @abc.abstractmethod
-    def delta(self, point: Point) -> float:
-        """A delta near which the curve is read."""
+    def delta(self, answer: float) -> float:
+        """The delta at which the curve was read for an answer."""
 
     @abc.abstractmethod
     def epsilon(self, answer: float) -> float:
@@ -81,7 +81,7 @@ class EpsilonAt(Question):
     def chernoff(self, point: Point) -> float:
         return point.chernoff
 
-    def delta(self, point: Point) -> float:
+    def delta(self, answer: float) -> float:
         return self.at
 
     def epsilon(self, answer: float) -> float:
@@ -110,8 +110,8 @@ class DeltaAt(Question):
     def chernoff(self, point: Point) -> float:
         return math.exp(min(point.chernoff, 0.0))
 
-    def delta(self, point: Point) -> float:
-        return max(point.value, 1e-290)
+    def delta(self, answer: float) -> float:
+        return max(answer, 1e-290)
 
     def epsilon(self, answer: float) -> float:
         return self.at
@@ -168,7 +168,7 @@ class _Search:
         self.infinite = self._mass_at_infinity()
         if not self.point.converged:
             # The largest losses may be too rare to matter and yet rule the tilt.
-            delta = question.delta(self.point)
+            delta = question.delta(self.guess)
             self.order = spectral.order_for_delta(terms, delta, self.infinite)
         self.ranges = [self._range(loss) for loss, _ in terms]
 
@@ -179,7 +179,7 @@ class _Search:
 
     def _range(self, loss: Loss) -> tuple[float, float]:
         """Losses between which the cells lie."""
-        tail = self.infinite * self.question.delta(self.point) / self.total
+        tail = self.infinite * self.question.delta(self.guess) / self.total
         nodes = loss.nodes(tail, 0.0, self.order)
         order = np.argsort(nodes.loss)
         grown = np.cumsum(spectral.tilted(nodes, self.order)[order])
@@ -204,13 +204,13 @@ class _Search:
             before = excess
             if turn > 0 or point.converged or self.lower > 0:
                 step *= max(0.2, 0.9 / math.sqrt(excess))
-            if not point.converged:
+            if not point.converged and self.upper < math.inf:
                 self._tilt_at(self.upper)
 
     def _tilt_at(self, upper: float) -> None:
         """Tilts for an answer near upper, where the Chernoff bound is far above it."""
-        epsilon, delta = self.question.epsilon(upper), self.question.delta(self.point)
         self.guess = upper
+        epsilon, delta = self.question.epsilon(upper), self.question.delta(upper)
         self.infinite = self._mass_at_infinity()
         self.order = spectral.order_for_epsilon(
             self.terms, epsilon, delta, self.infinite
@@ -268,7 +268,7 @@ class _Search:
     def _extent(self, tilted: Tilted) -> tuple[int, int]:
         """First and last point of the sum that matter here."""
         question = self.question
-        return tilted.range(question.epsilon(self.guess), question.delta(self.point))
+        return tilted.range(question.epsilon(self.guess), question.delta(self.guess))
 
     def _tilted(self, laws: Sequence[GridLaw]) -> Tilted:
         counts = [count for _, count in self.terms]

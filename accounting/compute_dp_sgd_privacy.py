@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--sampling",
         metavar="NAME",
-        help="how batches are formed: poisson (default), shuffle or none",
+        help="how batches are formed: poisson (default), fixed_size, shuffle or none",
     )
     add(
         "--accountant",
@@ -153,14 +153,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     delta = _delta(options, population)
     relation = _relation(options) or NeighboringRelation.ADD_OR_REMOVE_ONE
     sampling = _one_of("sampling", options.sampling or "poisson", list(SAMPLINGS))
-    if sampling != "poisson" and relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
-        raise UsageError(
-            f"--sampling={sampling} has no bound under --relation={relation.value}."
-            " Adding or removing an example shifts every later batch, and nothing is"
-            " known about that. Type --relation=zero_out or --relation=replace_one."
-        )
-    steps = _steps(options, population, batch_size)
     accountant = _one_of("accountant", options.accountant, list(ACCOUNTANTS))
+    _check_combination(sampling, relation, accountant)
+    steps = _steps(options, population, batch_size)
     return Plan(
         population,
         batch_size,
@@ -173,6 +168,31 @@ def _plan(options: argparse.Namespace) -> Plan:
         accountant,
         options.curve,
     )
+
+
+def _check_combination(
+    sampling: str, relation: NeighboringRelation, accountant: str
+) -> None:
+    """Refuses what has no bound."""
+    if sampling == "fixed_size":
+        if relation is not NeighboringRelation.REPLACE_ONE:
+            raise UsageError(
+                f"--sampling=fixed_size has no bound under --relation={relation.value}."
+                " A batch of fixed size has no neighbor with one example more or less."
+                " Type --relation=replace_one."
+            )
+        if accountant != "pld":
+            raise UsageError(
+                f"--sampling=fixed_size has no bound by --accountant={accountant}. Its"
+                " Renyi divergences have no formula near the truth. Type"
+                " --accountant=pld."
+            )
+    elif sampling != "poisson" and relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
+        raise UsageError(
+            f"--sampling={sampling} has no bound under --relation={relation.value}."
+            " Adding or removing an example shifts every later batch, and nothing is"
+            " known about that. Type --relation=zero_out or --relation=replace_one."
+        )
 
 
 def _relation(options: argparse.Namespace) -> NeighboringRelation | None:

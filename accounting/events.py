@@ -101,6 +101,42 @@ class PoissonSampledEvent(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class FixedSizeSampledEvent(Event):
+    """An event on a batch of fixed size, drawn anew without replacement each time.
+
+    Every batch of that size is equally likely. The number of examples is public and the
+    same in neighboring datasets, so only REPLACE_ONE has a bound. A shuffled pass over
+    the data is something else: its batches depend on one another.
+
+    Attributes:
+        population: number of examples, >= 1.
+        batch_size: number of them drawn, from 1 to population.
+        event: what was released about the batch.
+    """
+
+    population: int
+    batch_size: int
+    event: Event
+
+    def __post_init__(self) -> None:
+        for name in ("population", "batch_size"):
+            object.__setattr__(self, name, checked_count(getattr(self, name), name))
+        if self.batch_size > self.population:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, larger than the population of"
+                f" {self.population}. No batch without replacement has that size. Pass"
+                " the number of examples drawn."
+            )
+        _require_event(self.event)
+
+    def describe(self) -> str:
+        return (
+            f"{self.event.describe()}, {self.batch_size} of {self.population} examples"
+            " without replacement"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class UnverifiedSamplingEvent(Event):
     """One release over a ready-made batch whose members the library did not draw.
 
@@ -123,6 +159,7 @@ class UnverifiedSamplingEvent(Event):
 
 
 _EVENT_TYPES: dict[str, type[Event]] = {
+    "FixedSizeSampledEvent": FixedSizeSampledEvent,
     "GaussianEvent": GaussianEvent,
     "PoissonSampledEvent": PoissonSampledEvent,
     "UnverifiedSamplingEvent": UnverifiedSamplingEvent,
@@ -178,15 +215,18 @@ def merge_counts(pairs: Iterable[tuple[Key, int]]) -> tuple[tuple[Key, int], ...
     return tuple(totals.items())
 
 
-def checked_count(count: object) -> int:
+def checked_count(count: object, name: str = "count") -> int:
     """The count as an int; refuses everything that is not a whole number >= 1."""
     if type(count) is int and count >= 1:
         return count
     is_whole = not isinstance(count, bool) and hasattr(count, "__index__")
     if not is_whole or count.__index__() < 1:  # type: ignore[attr-defined]
         raise ValueError(
-            f"count is {count!r}, not a whole number >= 1. It is how often the release"
+            f"{name} is {count!r}, not a whole number >= 1. It is how often the release"
             " happened; anything else would lower epsilon. Pass the number of releases."
+            if name == "count"
+            else f"{name} is {count!r}, not a whole number >= 1. It is a number of"
+            " examples, on which epsilon depends. Pass that number."
         )
     return int(count.__index__())  # type: ignore[attr-defined]
 

@@ -16,6 +16,7 @@ from typing import Any, Self, final
 
 from accounting.events import (
     Event,
+    FixedSizeSampledEvent,
     UnverifiedSamplingEvent,
     checked_count,
     event_from_dict,
@@ -154,12 +155,15 @@ class Ledger:
     def supported_relation(self, *coming: Event) -> NeighboringRelation:
         """The strongest relation that has a bound for everything recorded.
 
-        ZERO_OUT once a ready-made batch was used, ADD_OR_REMOVE_ONE otherwise.
+        REPLACE_ONE once a batch of fixed size was drawn, else ZERO_OUT once a
+        ready-made batch was used, else ADD_OR_REMOVE_ONE.
 
         Args:
             coming: further events that the bound must cover too.
         """
         events = [*(release.event for release in self.releases), *coming]
+        if any(isinstance(event, FixedSizeSampledEvent) for event in events):
+            return NeighboringRelation.REPLACE_ONE
         is_unverified = any(isinstance(e, UnverifiedSamplingEvent) for e in events)
         if is_unverified:
             return NeighboringRelation.ZERO_OUT

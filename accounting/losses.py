@@ -149,9 +149,14 @@ class SampledGaussianLoss(Loss):
         half = 1 / (0.5 / width + (0.3 + twist * frequency / 14) / (s * s))
         return _PANEL * math.ceil((high - low) / (2 * half))
 
-    def nodes(self, tail: float, frequency: float, order: float) -> Nodes:
+    def nodes(
+        self, tail: float, frequency: float, order: float, *, positive: bool = False
+    ) -> Nodes:
+        """As in Loss; with positive, only losses above 0 (remove)."""
         s = self.noise
         low, high = self._span(tail)
+        if positive:
+            low = min(0.5, high)
         panels = self.node_count(tail, frequency, order) // _PANEL
         node, weight = _gauss_legendre()
         half = (high - low) / (2 * panels)

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
-from accounting.events import Event, PoissonSampledEvent, UnverifiedSamplingEvent
+from accounting.events import (
+    Event,
+    FixedSizeSampledEvent,
+    PoissonSampledEvent,
+    UnverifiedSamplingEvent,
+)
 from accounting.ledger import Ledger, Release
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
@@ -221,6 +226,8 @@ def _sampling(event: Event) -> str:
     match event:
         case PoissonSampledEvent(probability, _):
             return f"Poisson, each example with probability {probability:.6g} per step"
+        case FixedSizeSampledEvent(population, size, _):
+            return f"fixed size, {size} of {population} without replacement per step"
         case UnverifiedSamplingEvent():
             return "ready-made batches, no amplification counted"
     return "none, every example in every step"

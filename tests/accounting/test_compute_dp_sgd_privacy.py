@@ -8,7 +8,7 @@ import pytest
 
 import accounting
 from accounting.compute_dp_sgd_privacy import main
-from accounting.events import GaussianEvent, event_from_dict
+from accounting.events import FixedSizeSampledEvent, GaussianEvent, event_from_dict
 from accounting.ledger import Ledger
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
@@ -305,7 +305,7 @@ def test_sampling_without_a_bound_under_add_or_remove_is_refused(
     ("changes", "part"),
     [
         ({"accountant": "best"}, "Type rdp or pld"),
-        ({"sampling": "fixed"}, "Type poisson, shuffle or none"),
+        ({"sampling": "fixed"}, "Type poisson, fixed_size, shuffle or none"),
     ],
 )
 def test_unknown_name_is_refused(capsys, changes, part) -> None:
@@ -376,3 +376,21 @@ def test_import_loads_nothing_of_scipy() -> None:
     code = "import sys, accounting, accounting.compute_dp_sgd_privacy\n"
     code += "print(*(name for name in sys.modules if name.startswith('scipy')))"
     assert run("-c", code).stdout.strip() == ""
+
+
+def test_fixed_size_is_answered_by_the_law_of_the_loss_under_replace_one(
+    capsys,
+) -> None:
+    options = {"sampling": "fixed_size", "accountant": "pld", "relation": "replace_one"}
+    result = answer(capsys, **options, N="100", batch_size="1", steps="50", epochs=None)
+    event = FixedSizeSampledEvent(100, 1, GaussianEvent(1.1))
+    relation = NeighboringRelation.REPLACE_ONE
+    bounds = PldAccountant(relation).compose(event, 50).epsilon(1e-5)
+    assert result["epsilon"] == bounds.to_dict()
+    assert event_from_dict(result["event"]) == event
+    assert result["comparisons"]["rdp"] is None
+    assert any("apart by nature" in caveat for caveat in result["caveats"])
+    changes = options | {"relation": "zero_out"}
+    assert_refused(capsys, arguments(**changes), "Type --relation=replace_one")
+    changes = options | {"accountant": "rdp"}
+    assert_refused(capsys, arguments(**changes), "Type --accountant=pld")

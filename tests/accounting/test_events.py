@@ -84,9 +84,15 @@ def test_inner_event_that_is_none_is_refused(wrap) -> None:
     ("mapping", "advice"),
     [
         ("GaussianEvent", "Pass what Event.to_dict returned"),
-        ({}, "Known types: GaussianEvent"),
-        ({"type": "os.system", "command": "ls"}, "Known types: GaussianEvent"),
-        ({"type": ["GaussianEvent"]}, "Known types: GaussianEvent"),
+        ({}, "Known types: FixedSizeSampledEvent, GaussianEvent"),
+        (
+            {"type": "os.system", "command": "ls"},
+            "Known types: FixedSizeSampledEvent, GaussianEvent",
+        ),
+        (
+            {"type": ["GaussianEvent"]},
+            "Known types: FixedSizeSampledEvent, GaussianEvent",
+        ),
         ({"type": "GaussianEvent"}, "Pass what Event.to_dict returned"),
         (
             {"type": "GaussianEvent", "noise_multiplier": 1.0, "count": 2},
