@@ -9,11 +9,13 @@ P-mass p of a cell (l_{j-1}, l_j] goes to its two ends so that its Q-mass stays:
     to the upper end    (p - e^{l_{j-1}} q) / (1 - e^{-h}) = excess / (1 - e^{-h})
 
 Lower: lowered dots. A tangent of D at any point lies below D, and so does a chord
-between two dots that both lie below the tangent at the middle m of their cell. At x_j
-the two tangents of the neighboring middles are below D(x_j) by the excess of the half
-cell [l_j, m] and by the deficit of the half cell [m', l_j], so the dot is lowered by
-the larger one. Where that leaves a kink that is not convex, the vertex is taken out
-and its mass goes to its neighbors with (P, Q) kept: the lower convex hull.
+between two dots that both lie below a tangent, here at the middle m of their cell. At
+x_j the two tangents of the neighboring middles are below D(x_j) by the excess of the
+half cell [l_j, m] and by the deficit of the half cell [m', l_j], so the dot is lowered
+by the larger one. (Should that press D below 0 next to a mass that is nearly an atom,
+cells whose halves differ much take the tangent of their end instead.) Where that leaves
+a kink that is not convex, the vertex is taken out and its mass goes to its neighbors
+with (P, Q) kept: the lower convex hull.
 
 Both errors are of second order in h. Both laws are for P; the Q-mass at loss l is
 e^{-l} times the P-mass. Losses above the grid go to infinity in the upper law and are
@@ -44,6 +46,7 @@ from accounting.pairs import Array
 Indices = NDArray[np.intp]
 
 _SWEEPS = 500
+_LOPSIDED, _NEVER = 4.0, 1e300
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,6 +204,12 @@ def _whole_excess(grid: Grid, cells: Cells) -> Array:
 
 
 def _lower(grid: Grid, cells: Cells, below: Below) -> GridLaw:
+    """Lowers the dots by the tangents of middles, or of ends where that leaves none."""
+    law = _lowered(grid, cells, below, _NEVER)
+    return law if law.masses.any() else _lowered(grid, cells, below, _LOPSIDED)
+
+
+def _lowered(grid: Grid, cells: Cells, below: Below, lopsided: float) -> GridLaw:
     """Lowers the dots, every rounding error downward."""
     h = grid.step
     fall, climb = -math.expm1(-h), math.expm1(h)
@@ -221,11 +230,21 @@ def _lower(grid: Grid, cells: Cells, below: Below) -> GridLaw:
     if grid.keeps_below:
         # The first dot has all Q-mass up to it.
         base[0] += float(below.mass[0]) + deficit - uncertain
-    behind = math.expm1(h / 2) * cells.mass[right]
-    behind -= math.exp(h / 2) * cells.excess[right]
+    ahead = cells.excess[left] + cells.excess_error[left]
+    behind = (
+        math.expm1(h / 2) * cells.mass[right] - math.exp(h / 2) * cells.excess[right]
+    )
     behind += 2 * (cells.excess_error[right] + h * cells.mass_error[right])
+    # Where a cell is lopsided its tangent is that of an end: it spares one dot, which a
+    # middle would press below 0, and lowers the other by the whole cell.
+    whole_behind = climb * (cells.mass[left] + cells.mass[right]) - math.exp(h) * whole
+    whole_behind += 4 * (excess_error + h * error)
+    to_right = cells.mass[left] > lopsided * cells.mass[right]
+    to_left = cells.mass[right] > lopsided * cells.mass[left]
+    ahead = np.where(to_right, whole + 2 * excess_error, np.where(to_left, 0, ahead))
+    behind = np.where(to_right, 0, np.where(to_left, whole_behind, behind))
     lowered = np.zeros(count + 1)
-    lowered[:-1] = cells.excess[left] + cells.excess_error[left]
+    lowered[:-1] = ahead
     if grid.keeps_below:
         lowered[0] = max(lowered[0], deficit + float(below.deficit_error[0]))
     lowered[1:-1] = np.maximum(lowered[1:-1], behind[:-1])

@@ -39,8 +39,8 @@ Objective = Callable[[Array, Array], Array]
 
 # Mass of the largest losses that is left out, in units of delta.
 TRUNCATED = 1e-10
-_LEAST_ORDER, _MOST_ORDER = 1e-5, 1e6
-_COARSE, _FINE = 72, 33
+_LEAST_ORDER, _MOST_ORDER = 1e-5, 1e9
+_COARSE, _FINE = 90, 33
 # Losses x frequencies that one value may cost.
 _MOST_WORK = 2_000_000
 _MOST_FREQUENCIES = 4096

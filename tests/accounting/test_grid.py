@@ -217,3 +217,20 @@ def test_complex_logarithm_and_exponential_keep_small_digits() -> None:
             error = float(abs(mpmath.mpc(complex(exponential)) - exact))
             growth = abs(value) * math.exp(max(value.real, 0.0))
             assert error <= 8 * ROUNDOFF * max(growth, float(abs(exact)))
+
+
+@pytest.mark.parametrize(("q", "noise"), [(1.3e-7, 0.42), (6.2e-7, 0.52)])
+def test_lower_law_survives_next_to_what_is_nearly_an_atom(q, noise) -> None:
+    """Middles alone would press the dots below 0; every tangent is a valid choice."""
+    loss = SampledGaussianLoss(q, noise, "replace")
+    step, high = 5e-3, loss.largest(1e-24)
+    lower, upper = grid.laws(loss, grid.place(loss, step, -0.01, high))
+    with mpmath.workdps(40):
+        for epsilon in np.linspace(-0.02, 0.9 * high, 30):
+            expected = truth.one_release("replace", q, noise, epsilon)
+            slack = 1e-14 * abs(math.expm1(min(epsilon, 0))) + 1e-300
+            below, above = delta_of(lower, epsilon), delta_of(upper, epsilon)
+            assert below <= expected * (1 + 1e-12) + slack
+            assert above >= expected * (1 - 1e-12) - slack
+            if 0.1 < epsilon < 0.6 * high:
+                assert below >= 0.95 * expected
