@@ -14,6 +14,7 @@ from accounting.events import (
     UnverifiedSamplingEvent,
     event_from_dict,
 )
+from accounting.filters import RenyiFilter
 from accounting.ledger import Ledger, Release
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
@@ -35,6 +36,7 @@ __all__ = [
     "PrivacyReport",
     "RdpAccountant",
     "Release",
+    "RenyiFilter",
     "UnsupportedEventError",
     "UnverifiedSamplingEvent",
     "__version__",

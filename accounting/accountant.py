@@ -148,7 +148,7 @@ class ComposingAccountant(abc.ABC):
             UnsupportedEventError: no bound is known for the event and relation.
             ValueError: count is not a whole number >= 1.
         """
-        mechanism = _mechanism(event, self.name, self._relation)
+        mechanism = mechanism_of(event, self.name, self._relation)
         if isinstance(mechanism, FixedSizeGaussian) and not self.has_fixed_size:
             raise UnsupportedEventError(
                 event,
@@ -226,7 +226,7 @@ class ComposingAccountant(abc.ABC):
         """Bounds on delta; not empty, probabilities and noises above 0."""
 
 
-def _mechanism(
+def mechanism_of(
     event: Event, accountant: str, relation: NeighboringRelation
 ) -> Mechanism:
     """Reduces an event to a sampled Gaussian, or refuses it."""
