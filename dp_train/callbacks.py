@@ -10,6 +10,7 @@ import tensorflow as tf
 from accounting import BudgetSpentError, GaussianEvent, RdpAccountant, calibrate
 from dp_train.errors import NotPrivateError
 from dp_train.model import PrivateTraining
+from dp_train.model_checks import warn_of_large_delta
 
 
 class _PrivacyCallback(keras.callbacks.Callback):
@@ -70,6 +71,7 @@ class EpsilonLogger(_PrivacyCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file."""
+        warn_of_large_delta(self.delta, self.model._privacy.population)
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._written = self.model.privacy_ledger.total
@@ -138,9 +140,19 @@ class BudgetStop(_PrivacyCallback):
             )
         self.target_epsilon = target_epsilon
         self.target_delta = _checked_delta(target_delta)
+        self._is_armed = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Finds the number of steps, and arms the guard."""
+        """Waits for the first batch: other callbacks may restore a checkpoint."""
+        self._is_armed = False
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Finds the number of steps before the first, and arms the guard."""
+        if not self._is_armed:
+            self._arm()
+            self._is_armed = True
+
+    def _arm(self) -> None:
         state = self.model._privacy
         ledger = self.model.privacy_ledger
         event = state.account.sampling.event(

@@ -6,6 +6,7 @@ either is tried here first.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,27 @@ def symbolic_build(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> No
     """Creates the variables of model, metrics and losses from a batch's shapes."""
     data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
     model._symbolic_build(data_batch=data if isinstance(data, tuple) else (data,))
+
+
+def with_unknown_axes(model: keras.Model, rows: Any) -> Any:
+    """Specs of rows: batch axes unknown, and those that the model declares unknown."""
+
+    def spec(t: Any, declared: Any = None) -> tf.TensorSpec:
+        shape = [None, *t.shape[1:]]
+        if declared is not None and len(declared.shape) == len(shape):
+            pairs = zip(shape, declared.shape, strict=True)
+            shape = [None if d is None else s for s, d in pairs]
+        return tf.TensorSpec(shape, t.dtype)
+
+    x, y, sample_weight = keras.tree.map_structure(
+        lambda t: None if t is None else spec(t), rows, none_is_leaf=True
+    )
+    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
+    leaves = keras.tree.flatten(x)
+    if len(inputs) == len(leaves):
+        relaxed = map(spec, leaves, inputs)
+        x = keras.tree.map_structure(lambda _: next(relaxed), x)
+    return x, y, sample_weight
 
 
 def optimizer_of_build(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
@@ -238,3 +260,28 @@ def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
     finally:
         for layer in layers:
             object.__setattr__(layer, "unroll", False)
+
+
+def variable_writes(graph: Any) -> list[str]:
+    """Names of the ops that write to a tf.Variable, in a graph and its functions."""
+    definition = graph.as_graph_def()
+    nodes = [
+        *definition.node,
+        *(node for f in definition.library.function for node in f.node_def),
+    ]
+    return [
+        node.name
+        for node in nodes
+        if node.op.startswith(("Assign", "ResourceScatter", "ResourceApply"))
+    ]
+
+
+def outside_of_tracing(function: Callable[[], Any]) -> Any:
+    """Runs a function eagerly, also from inside a tf.function that is being traced.
+
+    In a thread of its own: tf.init_scope would be eager too, but stops every tape.
+    """
+    if tf.executing_eagerly():
+        return function()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(function).result()

@@ -147,6 +147,11 @@ def is_batched(x: Any) -> bool:
     )
 
 
+def is_poisson(x: Any) -> bool:
+    """Whether x is a PoissonLoader; a subclass may draw in another way."""
+    return type(x) is PoissonLoader
+
+
 def poisson_loader(
     x: Any,
     y: Any,
@@ -156,7 +161,7 @@ def poisson_loader(
     steps_per_epoch: int | None,
 ) -> tuple[PoissonLoader, Any]:
     """The loader that fit samples from, and its sampling."""
-    if isinstance(x, PoissonLoader):
+    if is_poisson(x):
         given = {
             "y": y,
             "sample_weight": sample_weight,

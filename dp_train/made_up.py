@@ -26,7 +26,7 @@ def made_up(like: Any, *, changed_rows: bool = False, is_positive: bool = False)
     generator, other = (np.random.default_rng(seed) for seed in (1, 2))
     leaves = [t for t in keras.tree.flatten(like) if t is not None]
     dtypes = [tf.as_dtype(t.dtype) for t in leaves]
-    if not all(d.is_floating or d.is_integer for d in dtypes):
+    if not all(d.is_floating or d.is_integer or d.is_bool for d in dtypes):
         return None
 
     def values(source: np.random.Generator, t: Any) -> Any:
@@ -42,6 +42,6 @@ def made_up(like: Any, *, changed_rows: bool = False, is_positive: bool = False)
         if changed_rows:
             is_number = tf.as_dtype(t.dtype).is_floating
             rows[1:] = new[1:] if is_number else 1 - rows[1:]
-        return tf.cast(rows, t.dtype)
+        return tf.cast(rows, t.dtype)  # 0 and 1 are False and True
 
     return keras.tree.map_structure(one, like, none_is_leaf=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,10 +12,10 @@ import tensorflow as tf
 from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
 from dp_train import host, model_checks
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import NotPrivateError
+from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.structures import map_rows, row_count, tensors
-from dp_train.loader import PoissonLoader, is_batched, length, peeked, poisson_loader
+from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import (
     PrivacyState,
@@ -128,6 +129,7 @@ class PrivateTraining(_Mixin):
             relation: neighbouring relation; default: the strongest that the sampling
                 supports.
         """
+        model_checks.warn_of_large_delta(delta, self._privacy.population)
         return privacy_report(
             self.privacy_ledger,
             delta,
@@ -168,11 +170,12 @@ class PrivateTraining(_Mixin):
             l2_norm_bound=optimizer.l2_norm_clip,
             expected_batch_size=state.expected_batch_size,
             account=state.account,
+            variables=tuple(self.trainable_variables),
             data_free_gradients=tuple(data_free),
         )
 
         def release() -> tf.Tensor:
-            optimizer.apply_clipped_sum(clipped_sum)
+            optimizer.release(clipped_sum)
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
@@ -258,8 +261,8 @@ class PrivateTraining(_Mixin):
         """
         check_ready(self)
         is_validation_private = bool(validation_split) and validation_data is None
-        if isinstance(x, PoissonLoader) or not is_batched(x):
-            if isinstance(x, PoissonLoader) and is_validation_private:
+        if is_poisson(x) or not is_batched(x):
+            if is_poisson(x) and is_validation_private:
                 raise ValueError(
                     f"validation_split={validation_split} was given with a "
                     "PoissonLoader. The loader already samples all of its examples. "
@@ -291,13 +294,18 @@ class PrivateTraining(_Mixin):
                 "validation_split": validation_split,
             }
         prepare(self, example, sampling, spec)
-        steps = None if planned is None else planned * max(0, epochs - initial_epoch)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
             # Ours first: later callbacks, the bar and History then see epsilon.
             callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
             model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
-        with running(self, sampling, steps):
+
+        def planned_steps() -> int | None:
+            first = self._initial_epoch or initial_epoch
+            return None if planned is None else planned * max(0, epochs - first)
+
+        with running(self, sampling, planned_steps) as start:
+            callbacks.append(_Start(start))
             return super().fit(
                 data,
                 epochs=epochs,
@@ -329,7 +337,7 @@ class PrivateTraining(_Mixin):
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         prepare(self, (x, y, sample_weight), sampling)
-        with running(self, sampling, None):
+        with running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
                 y,
@@ -340,9 +348,31 @@ class PrivateTraining(_Mixin):
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As keras.Model.save; the ledger is in the file, and readable beside it."""
+        if self.privacy_ledger.total and not isinstance(self.optimizer, DPOptimizer):
+            warnings.warn(
+                f"The ledger of {self.privacy_ledger.total} releases does not travel "
+                f"in {filepath}: it is kept in a DP optimizer, and this model was "
+                "compiled with another one. A model loaded from it starts an empty "
+                "ledger. Compile with a DP optimizer before saving, or keep "
+                f"{filepath}.ledger.json with it.",
+                PrivacyWarning,
+                stacklevel=2,
+            )
         super().save(filepath, *args, **kwargs)
         with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
             sidecar.write(self.privacy_ledger.to_json())
+
+
+class _Start(keras.callbacks.Callback):
+    """Last in line when training begins: counts what other callbacks restored."""
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        super().__init__()
+        self._start = start
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Calibrates again if a restored checkpoint brought releases or epochs."""
+        self._start()
 
 
 def clipped_gradients(
@@ -391,7 +421,7 @@ def clipped_gradients(
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
-    prepare(model, rows, sampling)
+    host.outside_of_tracing(lambda: prepare(model, rows, sampling))
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:
@@ -408,6 +438,7 @@ def clipped_gradients(
         l2_norm_bound=clip,
         expected_batch_size=expected_batch_size or sampling.expected_batch_size,
         account=Account(model.privacy_ledger, sampling),
+        variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
     )
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.errors import NotPrivateError, PrivacyWarning
-from dp_train.made_up import made_up
+from dp_train.made_up import ROWS, made_up
 
 
 def check_class(model: keras.Model) -> None:
@@ -90,41 +90,59 @@ def check_losses(model: keras.Model) -> None:
             )
 
 
-def check_state_updates(model: keras.Model, x: Any) -> list[keras.Variable]:
-    """Finds the state that a training call moves; only random seeds may.
+def check_state_updates(
+    model: keras.Model, x: Any, y: Any, sample_weight: Any
+) -> list[keras.Variable]:
+    """Finds the state that a training step moves; only seeds and metrics may move.
+
+    Traces the forward pass, the loss and the metrics without running them.
 
     Args:
         model: built.
-        x: one batch (or batch of specs) with the shapes and dtypes of the inputs.
+        x, y, sample_weight: specs of a batch.
 
     Returns:
         State variables of the seed generators in use.
 
     Raises:
-        NotPrivateError: a layer updates non-trainable weights from data.
+        NotPrivateError: a layer, the loss or a metric writes to other variables.
     """
+    moved: set[int] = set()
+
+    @tf.function(autograph=False)
+    def trace(x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
+        with keras.StatelessScope(collect_losses=True) as scope:
+            y_pred = host.call_model(model, x)
+            host.compute_loss(model, x, y, y_pred, sample_weight)
+            model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        moved.update(scope.state_mapping)
+        return tf.zeros([])
+
+    graph = trace.get_concrete_function(x, y, sample_weight).graph
     seeds = host.seed_states(model)
-    probe = made_up(x)
-    if probe is None:
-        raise NotPrivateError(
-            "The model takes inputs that are not numbers (strings, say). Whether its "
-            "layers keep examples apart cannot be checked on made-up inputs. Move the "
-            "look-up or vectorisation layer out of the model, into the data."
-        )
-    _, scope = _call(model, probe, [])
-    moved = [v for v in model.non_trainable_variables if _is_moved(scope, v)]
-    metric_ids = {id(v) for v in model.metrics_variables}
-    seed_ids = {id(v) for v in seeds}
-    for variable in moved:
-        if id(variable) in metric_ids or id(variable) in seed_ids:
-            continue
+    allowed = {id(v) for v in [*seeds, *model.metrics_variables]}
+    named = {id(v): v for v in model.variables}
+    for identity in moved - allowed:
+        if identity not in named:
+            raise NotPrivateError(
+                "The loss or a metric updates a variable of its own from the data "
+                "during training. A later step may read it, and so that statistic "
+                "would be released without noise. Keep losses free of state."
+            )
+        variable = named[identity]
         layer = _owner(model, variable)
         raise NotPrivateError(
             f"Layer {layer.name!r} ({type(layer).__name__}) updates its weight "
             f"{variable.path!r} from the data during training. That statistic would be "
             f"released without noise. {_replacement(layer)}"
         )
-    return [state for state in seeds if _is_moved(scope, state)]
+    if writes := host.variable_writes(graph):
+        raise NotPrivateError(
+            f"The model writes to a tf.Variable during training ({writes[0]}). What it "
+            "keeps of the data would be read in a later step, without noise. Use "
+            "add_weight for state, which is checked by name, or keep none."
+        )
+    return [state for state in seeds if id(state) in moved]
 
 
 def check_examples_are_separate(model: keras.Model, x: Any) -> None:
@@ -137,9 +155,26 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
         NotPrivateError: it does; the layer is named where it can be found.
     """
     first, second = made_up(x), made_up(x, changed_rows=True)
-    if not _same(_outputs(model, first), _outputs(model, first)):
-        return  # an unseeded random layer: nothing can be concluded
-    if _same(_outputs(model, first), _outputs(model, second)):
+    if first is None:
+        raise NotPrivateError(
+            "The model takes inputs that are not numbers (strings, say). Whether its "
+            "layers keep examples apart cannot be checked on made-up inputs. Move the "
+            "look-up or vectorisation layer out of the model, into the data."
+        )
+    try:
+        outputs = _outputs(model, first)
+    except (ValueError, tf.errors.OpError) as error:
+        raise NotPrivateError(
+            f"The model fails on a made-up batch of {ROWS} rows: {error}. Poisson "
+            "batches have any number of rows, and a layer that needs a certain number "
+            "mixes examples. Replace that layer by one that treats every example by "
+            "itself."
+        ) from error
+    if not _same(outputs, _outputs(model, first)):
+        # An unseeded random layer: nothing can be concluded here. The engine that runs
+        # whole batches needs a proof on the graph anyway (gradients/separation.py).
+        return
+    if _same(outputs, _outputs(model, second)):
         return
     layer = _mixing_layer(model, first, second)
     named = (
@@ -172,10 +207,6 @@ def _call(model: keras.Model, x: Any, mapping: list[Any]) -> tuple[Any, Any]:
     with keras.StatelessScope(mapping, collect_losses=True) as scope:
         outputs = host.call_model(model, x)
     return outputs, scope
-
-
-def _is_moved(scope: Any, variable: keras.Variable) -> bool:
-    return scope.get_current_value(variable) is not None
 
 
 def _outputs(model: keras.Model, x: Any) -> list[Any]:
@@ -258,4 +289,29 @@ def warn_of_releasing_callbacks(callbacks: Any, is_validation_private: bool) -> 
                 "data instead.",
                 PrivacyWarning,
                 stacklevel=3,
+            )
+
+
+def warn_of_large_delta(delta: float | None, population: int | None) -> None:
+    """Warns where delta allows to publish whole examples."""
+    if delta is not None and population is not None and delta >= 1 / population:
+        warnings.warn(
+            f"delta={delta:g} is not below 1 / {population}, one over the number of "
+            "examples. A method that publishes one example at random could meet it. "
+            "Choose a delta well below that.",
+            PrivacyWarning,
+            stacklevel=4,
+        )
+
+
+def warn_of_adapted_layers(model: keras.Model) -> None:
+    """Warns of statistics that `adapt` has put into the model without noise."""
+    for layer in host.sublayers(model):
+        if getattr(layer, "is_adapted", False):
+            warnings.warn(
+                f"Layer {layer.name!r} ({type(layer).__name__}) was adapted to data. "
+                "Its statistics are part of the model, and epsilon counts them not. "
+                "Adapt it to public data, or pass constants.",
+                PrivacyWarning,
+                stacklevel=4,
             )

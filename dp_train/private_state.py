@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from dp_train import host, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.objective import Objective, Outputs, Rows
-from dp_train.gradients.structures import map_rows
+from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.values import Account, Sampling
 
@@ -131,9 +131,7 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
     """
     state = model._privacy
     model_checks.check_recurrence(model)
-    batches = map_rows(
-        lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), spec or example
-    )
+    batches = host.with_unknown_axes(model, spec or example)
     host.symbolic_build(model, *batches)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
@@ -149,15 +147,25 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
                 "model.compile again, with a new optimizer."
             )
     layers = host.sublayers(model)
-    fingerprint = (*map(id, model.variables), *((id(v), v.trainable) for v in layers))
+    is_graph = not (model.run_eagerly or tf.config.functions_run_eagerly())
+    fingerprint = (
+        is_graph,
+        *(str(t) for t in tensors(batches)),
+        *map(id, model.variables),
+        *((id(v), v.trainable) for v in layers),
+    )
     if state.checked != fingerprint:
-        state.seed_states = model_checks.check_state_updates(model, example[0])
+        model_checks.warn_of_adapted_layers(model)
+        state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)
-        is_graph = not model.run_eagerly
+        before = state.plan.engine
         state.plan = choose.make_plan(
-            state.gradients, objective, example, spec or example, is_graph
+            state.gradients, objective, example, batches, is_graph
         )
+        if state.plan.engine != before:
+            state.functions.clear()
+            model.train_function = None
         state.checked = fingerprint
     microbatch = choose.microbatch_rows(
         state.microbatch_size,
@@ -173,15 +181,38 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
 
 
 @contextmanager
-def running(model: Any, sampling: Sampling, steps: int | None) -> Iterator[None]:
-    """Inside the block releases may be made, drawn as `sampling` says."""
+def running(
+    model: Any, sampling: Sampling, planned_steps: Callable[[], int | None]
+) -> Iterator[Callable[[], None]]:
+    """Inside the block releases may be made, drawn as `sampling` says.
+
+    Args:
+        model: a private model.
+        sampling: how batches will be drawn.
+        planned_steps: number of steps to come, asked when it matters; None if unknown.
+
+    Yields:
+        A function to call when training begins: other callbacks may have restored a
+        checkpoint by then, and with it releases of an earlier process.
+    """
     state = model._privacy
-    allowed = model.optimizer.prepare(state.account.ledger, sampling, steps)
+    ledger = state.account.ledger
+    counted: tuple[int, int | None] = -1, -1
+
+    def start() -> None:
+        nonlocal counted
+        now = ledger.total, planned_steps()
+        if now != counted:
+            counted = now
+            allowed = model.optimizer.prepare(ledger, sampling, now[1])
+            state.limit.assign(_NO_LIMIT if allowed is None else allowed)
+
+    start()
     state.releases.assign(0)
-    state.limit.assign(_NO_LIMIT if allowed is None else allowed)
     state.expected_batch_size.assign(sampling.expected_batch_size)
     state.account.sampling = sampling
+    model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
     try:
-        yield
+        yield start
     finally:
         state.account.sampling = None

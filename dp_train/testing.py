@@ -19,9 +19,9 @@ class _SeededSource:
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
 
-    def normals(self, count: int, stddev: float) -> Any:
-        """[count] float32 samples of N(0, stddev^2)."""
-        return (stddev * self._generator.standard_normal(count)).astype(np.float32)
+    def normals(self, count: int, stddev: float, dtype: Any) -> Any:
+        """[count] samples of N(0, stddev^2), float32 or float64."""
+        return (stddev * self._generator.standard_normal(count)).astype(dtype)
 
     def words(self, count: int) -> Any:
         """[count] int64 words."""

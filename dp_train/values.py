@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import keras
 import tensorflow as tf
 
 from accounting import Event, GaussianEvent, Ledger
@@ -68,9 +69,9 @@ class Batch:
         sampling: how the batch was drawn.
     """
 
-    x: Any
-    y: Any
-    sample_weight: Any
+    x: Any = field(repr=False)
+    y: Any = field(repr=False)
+    sample_weight: Any = field(repr=False)
     sampling: Sampling
     _is_used: bool = field(default=False, repr=False)
 
@@ -79,8 +80,16 @@ class Batch:
 
         Raises:
             NotPrivateError: the batch was already used; a second release from the same
-                draw is not a fresh Poisson sample.
+                draw is not a fresh Poisson sample. Or a function is being traced,
+                which would run on this one draw again and again.
         """
+        if not tf.executing_eagerly():
+            raise NotPrivateError(
+                "A Batch of a PoissonLoader was used inside a tf.function. It would "
+                "keep this one draw and release it at every call, accounted as fresh "
+                "samples. Call clipped_gradients outside of tf.function: it is "
+                "compiled by itself."
+            )
         if self._is_used:
             raise NotPrivateError(
                 "This batch was already used for a release. Two releases from one draw "
@@ -103,6 +112,7 @@ class ClippedSum:
             variables together) by at most C in l2 norm.
         expected_batch_size: public divisor of the noised sum (float or scalar tensor).
         account: where the release is charged.
+        variables: the weights that the gradients belong to.
         data_free_gradients: gradients of the regularisers, which read weights only;
             added after the noise. None where a variable has none.
     """
@@ -111,6 +121,7 @@ class ClippedSum:
     l2_norm_bound: float
     expected_batch_size: Any
     account: Account
+    variables: tuple[keras.Variable, ...]
     data_free_gradients: tuple[tf.Tensor | None, ...]
     _is_used: bool = field(default=False, repr=False)
 

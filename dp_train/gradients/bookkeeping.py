@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import clipping, host
+from dp_train.gradients import separation
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
 from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
@@ -206,6 +207,7 @@ def _forward(
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
         masks = map_rows(host.get_mask, y_pred)
+        separation.check(tensors(x), tensors((y_pred, masks)))
         given = (x, y, sample_weight, y_pred, masks)
 
         def one(elements: list[tf.Tensor]) -> tf.Tensor:

@@ -27,8 +27,8 @@ class HostSource(Protocol):
     def name(self) -> str:
         """What the ledger records."""
 
-    def normals(self, count: int, stddev: float) -> Any:
-        """[count] float32 samples of N(0, stddev^2)."""
+    def normals(self, count: int, stddev: float, dtype: Any) -> Any:
+        """[count] samples of N(0, stddev^2), float32 or float64."""
 
     def words(self, count: int) -> Any:
         """[count] int64 words."""
@@ -56,26 +56,31 @@ def _recorded_name(noise_source: str) -> str:
 
 
 def draw_noise(
-    noise_source: str, shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+    noise_source: str,
+    shapes: Sequence[Sequence[int]],
+    dtype: tf.DType,
+    begin_release: BeginRelease,
 ) -> list[tf.Tensor]:
     """Independent N(0, stddev^2) noise for each shape, in graph or eager mode.
 
     Args:
         noise_source: one of NOISE_SOURCES.
         shapes: static shape of each tensor.
+        dtype: float32, or float64 for float64 sums: on coarser noise their low-order
+            digits would stand out.
         begin_release: called at run time, once, before any noise exists: charges the
             release for the source's name and returns the standard deviation.
 
     Returns:
-        One float32 tensor a shape.
+        One tensor a shape.
     """
     if noise_source == device.NAME:
-        return _draw_on_device(shapes, begin_release)
-    return _draw_on_host(shapes, begin_release)
+        return _draw_on_device(shapes, dtype, begin_release)
+    return _draw_on_host(shapes, dtype, begin_release)
 
 
 def _draw_on_host(
-    shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+    shapes: Sequence[Sequence[int]], dtype: tf.DType, begin_release: BeginRelease
 ) -> list[tf.Tensor]:
     """One host call for all tensors together, then split."""
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
@@ -83,29 +88,29 @@ def _draw_on_host(
     def call() -> Any:
         stddev = begin_release(_recorded_name(KEYSTREAM.name))
         if stddev == 0.0:
-            return np.zeros(sum(sizes), np.float32)
-        return _host_source.normals(sum(sizes), stddev)
+            return np.zeros(sum(sizes), dtype.as_numpy_dtype)
+        return _host_source.normals(sum(sizes), stddev, dtype.as_numpy_dtype)
 
-    flat = tf.numpy_function(call, [], tf.float32, stateful=True)
+    flat = tf.numpy_function(call, [], dtype, stateful=True)
     flat.set_shape([sum(sizes)])
     parts = tf.split(flat, sizes)
     return [tf.reshape(p, shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
 def _draw_on_device(
-    shapes: Sequence[Sequence[int]], begin_release: BeginRelease
+    shapes: Sequence[Sequence[int]], dtype: tf.DType, begin_release: BeginRelease
 ) -> list[tf.Tensor]:
     """The host sends a standard deviation and one key a tensor."""
 
     def call() -> Any:
         stddev = begin_release(_recorded_name(device.NAME))
         keys = _host_source.words(2 * len(shapes)).reshape(len(shapes), 2)
-        return np.float32(stddev), keys
+        return np.float64(stddev), keys
 
-    stddev, keys = tf.numpy_function(call, [], (tf.float32, tf.int64), stateful=True)
+    stddev, keys = tf.numpy_function(call, [], (tf.float64, tf.int64), stateful=True)
     stddev.set_shape([])
     keys.set_shape([len(shapes), 2])
     return [
-        stddev * device.standard_normal(shape, keys[i])
+        tf.cast(stddev, dtype) * device.standard_normal(shape, keys[i], dtype)
         for i, shape in enumerate(shapes)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-Float32Array = np.ndarray[Any, np.dtype[np.float32]]
+FloatArray = np.ndarray[Any, np.dtype[Any]]
 Int32Array = np.ndarray[Any, np.dtype[np.int32]]
 UInt32Array = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -29,7 +29,7 @@ def gaussian_from_bits(
     angle_bits: Int32Array,
     further_bits: UInt32Array,
     stddev: float,
-    out: Float32Array,
+    out: FloatArray,
 ) -> None:
     """Box-Muller transform of uniform bits to normal samples.
 
@@ -47,22 +47,22 @@ def gaussian_from_bits(
         angle_bits: [m] uniform.
         further_bits: [j] uniform, j >= the number of k below 4096; taken in order.
         stddev: >= 0.
-        out: [2 m], filled.
+        out: [2 m] float32 or float64, filled.
     """
     pairs = radius_bits.size
     np.bitwise_and(radius_bits, 0x7FFFFFFF, out=radius_bits)
-    radius = radius_bits.astype(np.float32)
+    radius = radius_bits.astype(out.dtype)
     small = np.flatnonzero(radius_bits < _REFINE_BELOW)
     if small.size:
         fraction = (further_bits[: small.size] + 0.5) * 2.0**-32
         radius[small] = radius_bits[small] + fraction
-    radius *= np.float32(2.0**-31)
+    radius *= out.dtype.type(2.0**-31)
     np.log(radius, out=radius)
-    radius *= np.float32(-2.0)
+    radius *= out.dtype.type(-2.0)
     np.sqrt(radius, out=radius)
-    radius *= np.float32(stddev)
-    angle = angle_bits.astype(np.float32)
-    angle *= np.float32(np.pi * 2.0**-31)
+    radius *= out.dtype.type(stddev)
+    angle = angle_bits.astype(out.dtype)
+    angle *= out.dtype.type(np.pi * 2.0**-31)
     np.cos(angle, out=out[:pairs])
     out[:pairs] *= radius
     np.sin(angle, out=out[pairs:])
@@ -111,13 +111,13 @@ class Keystream:
         with self._lock:
             return np.frombuffer(self._bytes(8 * count), np.int64, count).copy()
 
-    def normals(self, count: int, stddev: float) -> Float32Array:
-        """[count] independent samples of N(0, stddev^2), float32.
+    def normals(self, count: int, stddev: float, dtype: Any = np.float32) -> FloatArray:
+        """[count] independent samples of N(0, stddev^2), float32 or float64.
 
         Guarantees:
             Tails to 9.42 standard deviations; no seed, no clamp, no repetition.
         """
-        out = np.empty(count + count % 2, np.float32)
+        out = np.empty(count + count % 2, dtype)
         with self._lock:
             for start in range(0, out.size, 2 * _PAIRS_PER_BLOCK):
                 block = out[start : start + 2 * _PAIRS_PER_BLOCK]

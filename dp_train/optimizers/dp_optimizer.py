@@ -122,11 +122,17 @@ class DPOptimizer(keras.optimizers.Optimizer):
             trainable_variables: the model's; needed once, to build the optimizer.
 
         Raises:
-            ValueError: the optimizer has no noise multiplier or no variables yet.
-            NotPrivateError: the clipped sum belongs to other variables, or was
-                released before.
+            ValueError: the optimizer has a target_epsilon, or no variables yet.
+            NotPrivateError: the clipped sum belongs to other variables, was released
+                before, or was computed outside of the traced function.
         """
-        self._known_noise_multiplier()
+        if self.target_epsilon is not None:
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon} is a promise that only fit can "
+                "keep, since it knows the number of steps. A custom loop could exceed "
+                "it. Pass noise_multiplier=accounting.calibrate.noise_multiplier(...) "
+                "instead."
+            )
         if not self.built:
             if trainable_variables is None:
                 raise ValueError(
@@ -135,15 +141,23 @@ class DPOptimizer(keras.optimizers.Optimizer):
                     "trainable_variables=model.trainable_variables."
                 )
             self.build(list(trainable_variables))
+        _check_is_of_this_step(clipped_sum)
+        self.release(clipped_sum)
+
+    def release(self, clipped_sum: ClippedSum) -> None:
+        """apply_clipped_sum without its checks: for the training step of the library.
+
+        Raises:
+            NotPrivateError: the clipped sum belongs to other variables.
+        """
         variables = host.optimizer_of_build(self)
-        if [tuple(g.shape) for g in clipped_sum.gradients] != [
-            tuple(v.shape) for v in variables
-        ]:
+        if [id(v) for v in clipped_sum.variables] != [id(v) for v in variables]:
             raise NotPrivateError(
-                "The clipped sum does not fit the variables that this optimizer was "
-                f"built for: {len(clipped_sum.gradients)} gradients, {len(variables)} "
-                "variables. The update would go to other weights than the ones that "
-                "were clipped. Compile the model again after changing `trainable`."
+                "The clipped sum belongs to other weights than this optimizer was "
+                f"built for ({len(clipped_sum.variables)} and {len(variables)} "
+                "variables). The release would be charged to one model and change "
+                "another. Use one optimizer for each model, and compile again after "
+                "changing `trainable`."
             )
         bound = clipped_sum.l2_norm_bound
 
@@ -156,7 +170,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         gradients = clipped_sum.take()
         shapes = [tuple(v.shape) for v in variables]
-        noise = draw_noise(self.noise_source, shapes, begin_release)
+        is_wide = any(g.dtype == tf.float64 for g in gradients)
+        dtype = tf.float64 if is_wide else tf.float32
+        noise = draw_noise(self.noise_source, shapes, dtype, begin_release)
         noised = [
             _average(g, z, clipped_sum.expected_batch_size, extra)
             for g, z, extra in zip(
@@ -228,6 +244,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "this data has no length. The noise depends on how often it is drawn. "
                 "Pass steps_per_epoch to fit, or noise_multiplier and a BudgetStop."
             )
+
+        if planned_steps == 0:
+            return 0
 
         def event(noise_multiplier: float) -> Event:
             return sampling.event(GaussianEvent(noise_multiplier))
@@ -336,6 +355,19 @@ class DPOptimizer(keras.optimizers.Optimizer):
         if text is not None:
             self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
         super().load_own_variables(values)
+
+
+def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:
+    """Refuses a sum that a traced function or loop would release again and again."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    for gradient in clipped_sum.gradients:
+        if getattr(gradient, "graph", None) is not graph:
+            raise NotPrivateError(
+                "The clipped sum was computed outside of the function or loop that "
+                "applies it. One draw would then be released at every call, accounted "
+                "as fresh samples. Call clipped_gradients and apply_clipped_sum side "
+                "by side."
+            )
 
 
 def _average(

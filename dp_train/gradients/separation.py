@@ -1,0 +1,407 @@
+"""Proof on the traced graph that no example's predictions read another example.
+
+The book-keeping engine runs the whole batch at once; what it sums is bounded for each
+example only if examples stay apart. A probe on a few rows can miss a layer that mixes
+rarely (a maximum over the batch, a roll, training-only statistics). So every op between
+inputs and predictions must be one that is known to keep the batch axis to itself; any
+other op, or a use of the batch's size as a number, is refused by name.
+
+A tensor that depends on the data is `Examples(axis, blocks)`: its axis `axis` holds the
+examples in order, `blocks` consecutive places each (Keras flattens [b, t, i] to
+[b t, i]); or it is a `SIZE`: integers that know the batch size only, good for shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from dp_train.kernels.contribution import UnsupportedSiteError
+
+
+class Examples(NamedTuple):
+    """Which axis holds the examples, and how many places each takes."""
+
+    axis: int
+    blocks: int
+
+
+class Flat(NamedTuple):
+    """Examples one after the other in a matrix whose sizes are known at run time only.
+
+    `entries` is what each takes. Keras reshapes so before the MatMul of a Dense layer,
+    whose weight then tells the width of a row.
+    """
+
+    entries: int
+
+
+SIZE = "size"
+Kind = Examples | Flat | str
+Kinds = dict[int, Kind]
+
+_POINTWISE = frozenset(
+    """Abs Acos Acosh Add AddV2 Asin Asinh Atan Atan2 Atanh BiasAdd BitwiseAnd Cast Ceil
+    CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu Equal Erf Erfc Erfinv Exp Expm1
+    Floor FloorDiv FloorMod Greater GreaterEqual Identity IsFinite IsInf IsNan LeakyRelu
+    Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mod
+    Mul MulNoNan Neg NotEqual OnesLike Pow PreventGradient RealDiv Reciprocal Relu Relu6
+    Rint Round Rsqrt Select SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt
+    Square SquaredDifference StopGradient Sub Tan Tanh TruncateDiv Xdivy Xlogy
+    ZerosLike PlaceholderWithDefault""".split()
+)
+_WINDOWED = frozenset(
+    """AvgPool AvgPool3D Conv2D Conv3D DepthwiseConv2dNative LRN MaxPool MaxPool3D
+    MaxPoolV2 ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor""".split()
+)
+"""The first input holds examples along axis 0; other data-dependent inputs are SIZE."""
+_REDUCING = frozenset(
+    "All Any ArgMax ArgMin EuclideanNorm Max Mean Min Prod Sum Cumsum Cumprod".split()
+)
+_RANDOM = frozenset(
+    """Fill RandomStandardNormal RandomUniform RandomUniformInt
+    StatelessRandomNormalV2 StatelessRandomUniformFullIntV2 StatelessRandomUniformIntV2
+    StatelessRandomUniformV2 StatelessTruncatedNormalV2 TruncatedNormal""".split()
+)
+_OF_SIZES = frozenset(
+    """Add AddV2 Cast ConcatV2 ExpandDims FloorDiv GatherV2 Identity Maximum Minimum Mul
+    Pack Prod Reshape Slice Squeeze StridedSlice Sub""".split()
+)
+
+
+def check(inputs: Iterable[tf.Tensor], outputs: Iterable[tf.Tensor]) -> None:
+    """Walks from inputs to outputs.
+
+    Args:
+        inputs: data tensors [b, ...] whose batch size is hidden (None).
+        outputs: predictions [b, ...].
+
+    Raises:
+        UnsupportedSiteError: an op may mix examples; the message names it.
+    """
+    kinds: Kinds = {id(t): Examples(0, 1) for t in inputs}
+    outputs = list(outputs)
+    needed = _ancestors(outputs)
+    graph = outputs[0].graph
+    for op in graph.get_operations():  # in the order of creation: inputs come first
+        if id(op) not in needed or not any(id(t) in kinds for t in op.inputs):
+            continue
+        if any(id(t) in kinds for t in op.outputs):
+            continue
+        for t, kind in zip(op.outputs, _kinds_of_outputs(op, kinds), strict=True):
+            kinds[id(t)] = kind
+    for t in outputs:
+        if kinds.get(id(t), Examples(0, 1)) != Examples(0, 1):
+            raise UnsupportedSiteError("predictions do not lie along the batch axis")
+
+
+def _ancestors(outputs: list[tf.Tensor]) -> set[int]:
+    """ids of the ops that the outputs need."""
+    found: set[int] = set()
+    waiting = [t.op for t in outputs]
+    while waiting:
+        op = waiting.pop()
+        if id(op) not in found:
+            found.add(id(op))
+            waiting += [t.op for t in op.inputs]
+    return found
+
+
+def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind]:
+    """Kinds of the op's outputs.
+
+    Raises:
+        UnsupportedSiteError: the op may mix examples.
+    """
+    given = [kinds.get(id(t)) for t in op.inputs]
+    if op.type in ("Shape", "ShapeN"):
+        return [SIZE] * len(op.outputs)
+    if all(kind in (SIZE, None) for kind in given):
+        if op.type in _OF_SIZES:
+            return [SIZE] * len(op.outputs)
+        if op.type in _RANDOM and op.outputs[0].shape[:1] == [None]:
+            return [Examples(0, 1)]
+        raise _mixes(op)
+    rule = _rule(op.type)
+    kind = rule(op, given) if rule else None
+    if kind is None:
+        raise _mixes(op)
+    return [kind] * len(op.outputs)
+
+
+def _mixes(op: tf.Operation) -> UnsupportedSiteError:
+    return UnsupportedSiteError(f"{op.type} ({op.name}) may mix examples")
+
+
+Rule = Callable[[tf.Operation, list[Kind | None]], Kind | None]
+
+
+def _rule(name: str) -> Rule | None:
+    if name in _POINTWISE:
+        return _pointwise
+    if name in _WINDOWED:
+        return _windowed
+    if name in _REDUCING:
+        return _reducing
+    return _RULES.get(name)
+
+
+def _only(given: list[Kind | None], at: int) -> Examples | None:
+    """The kind of input `at`, if no other input holds examples."""
+    kind = given[at]
+    others = [k for i, k in enumerate(given) if i != at]
+    is_alone = all(k in (None, SIZE) for k in others)
+    return kind if isinstance(kind, Examples) and is_alone else None
+
+
+def _pointwise(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """All examples lie along one axis; what else there is broadcasts over it."""
+    rank = op.outputs[0].shape.rank
+    found: set[tuple[int, int]] = set()
+    for t, kind in zip(op.inputs, given, strict=True):
+        if kind == SIZE or t.shape.rank is None or rank is None:
+            return None
+        if isinstance(kind, Examples):
+            found.add((rank - t.shape.rank + kind.axis, kind.blocks))
+    if len(found) != 1:
+        return None
+    ((axis, blocks),) = found
+    for t, kind in zip(op.inputs, given, strict=True):
+        place = axis - (rank - t.shape.rank)
+        if kind is None and place >= 0 and t.shape[place] != 1:
+            return None
+    return Examples(axis, blocks)
+
+
+def _windowed(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind = _only(given, 0)
+    has_batch_first = "data_format" not in op.node_def.attr or (
+        op.get_attr("data_format").startswith(b"N")
+    )
+    return kind if kind and kind.axis == 0 and has_batch_first else None
+
+
+def _transposed_convolution(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind = _only(given, 2)
+    return kind if kind and kind.axis == 0 else None
+
+
+def _reducing(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, rank = _only(given, 0), op.inputs[0].shape.rank
+    axes = tf.get_static_value(op.inputs[1])
+    if kind is None or axes is None or rank is None:
+        return None
+    dropped = sorted({int(a) % rank for a in axes.reshape(-1)})
+    if kind.axis in dropped:
+        return None
+    if op.outputs[0].shape.rank == rank:
+        return kind
+    return Examples(kind.axis - sum(a < kind.axis for a in dropped), kind.blocks)
+
+
+def _last_axis(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """Softmax and the like work along the last axis."""
+    kind, rank = _only(given, 0), op.inputs[0].shape.rank
+    return kind if kind and rank and kind.axis < rank - 1 else None
+
+
+def _matmul(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    left, right = given
+    if isinstance(left, Flat):
+        width = op.inputs[1].shape[0] if right is None else None
+        is_plain = op.type == "MatMul" and not op.get_attr("transpose_b")
+        if not is_plain or not width or left.entries % width:
+            return None
+        return Examples(0, left.entries // width)
+    ranks = [t.shape.rank for t in op.inputs]
+    if isinstance(left, Examples) and isinstance(right, Examples):
+        is_batched = left == right and ranks[0] == ranks[1] and ranks[0] >= 3
+        return left if is_batched and left.axis < ranks[0] - 2 else None
+    kind = left if isinstance(left, Examples) else right
+    if not isinstance(kind, Examples) or SIZE in given:
+        return None
+    data, other = (0, 1) if kind is left else (1, 0)
+    flipped = any(
+        op.get_attr(name)
+        for name in (
+            ("transpose_a", "adj_x") if data == 0 else ("transpose_b", "adj_y")
+        )
+        if name in op.node_def.attr
+    )
+    if ranks[other] != 2 and any(d != 1 for d in op.inputs[other].shape[:-2]):
+        return None
+    if kind.axis < ranks[data] - 2:
+        return kind
+    is_rows_of_left = data == 0 and kind.axis == ranks[0] - 2 and not flipped
+    return kind if is_rows_of_left else None
+
+
+def _reshape(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """Examples stay whole: each has as many entries behind as before."""
+    kind = _only(given, 0)
+    before, after = op.inputs[0].shape, op.outputs[0].shape
+    if kind is None or kind.axis != 0 or after.rank is None or after.rank < 1:
+        return None
+    if after[0] is not None or not before[1:].is_fully_defined():
+        return None
+    entries = kind.blocks * math.prod(before[1:])
+    if after.rank == 2 and after[1] is None:
+        return Flat(entries)
+    if not after[1:].is_fully_defined():
+        return None
+    size = math.prod(after[1:])
+    return Examples(0, entries // size) if size and entries % size == 0 else None
+
+
+def _expand(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, place = _only(given, 0), tf.get_static_value(op.inputs[1])
+    if kind is None or place is None:
+        return None
+    place = int(place) % op.outputs[0].shape.rank
+    return Examples(kind.axis + (place <= kind.axis), kind.blocks)
+
+
+def _squeeze(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, rank = _only(given, 0), op.inputs[0].shape.rank
+    places = [a % rank for a in op.get_attr("squeeze_dims")]
+    if kind is None or not places or kind.axis in places:
+        return None
+    return Examples(kind.axis - sum(a < kind.axis for a in places), kind.blocks)
+
+
+def _transpose(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, order = _only(given, 0), tf.get_static_value(op.inputs[1])
+    if kind is None or order is None:
+        return None
+    return Examples([int(a) for a in order].index(kind.axis), kind.blocks)
+
+
+def _gather(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    table, ids, _ = given
+    axis = tf.get_static_value(op.inputs[2])
+    batch_dims = op.get_attr("batch_dims")
+    if axis is None:
+        return None
+    axis = int(axis) % op.inputs[0].shape.rank
+    if isinstance(table, Examples) and isinstance(ids, Examples):
+        return table if batch_dims >= 1 and table == ids and table.axis == 0 else None
+    if isinstance(ids, Examples):
+        is_table = batch_dims == 0 and axis == 0 and table is None
+        return ids if is_table else None
+    if isinstance(table, Examples) and ids is None and batch_dims == 0:
+        if axis == table.axis:
+            return None
+        grown = (op.inputs[1].shape.rank - 1) * (axis < table.axis)
+        return Examples(table.axis + grown, table.blocks)
+    return None
+
+
+def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """All examples are taken: the slice of their axis is a plain `:`."""
+    kind = _only(given, 0)
+    masks = {
+        name: op.get_attr(f"{name}_mask")
+        for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
+    }
+    strides = tf.get_static_value(op.inputs[3])
+    if kind is None or strides is None or kind.axis != 0:
+        return None
+    if masks["ellipsis"] & 1:
+        return kind if not masks["new_axis"] else None
+    is_all = masks["begin"] & 1 and masks["end"] & 1 and strides[0] == 1
+    is_moved = masks["new_axis"] & 1 or masks["shrink_axis"] & 1
+    return kind if is_all and not is_moved else None
+
+
+def _concat(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    *parts, _ = given
+    place = tf.get_static_value(op.inputs[-1])
+    kinds = set(parts)
+    if place is None or len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    is_apart = isinstance(kind, Examples) and (
+        int(place) % op.outputs[0].shape.rank != kind.axis
+    )
+    return kind if is_apart else None
+
+
+def _pack(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kinds = set(given)
+    place = op.get_attr("axis") % op.outputs[0].shape.rank
+    if len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    if not isinstance(kind, Examples):
+        return None
+    return Examples(kind.axis + (place <= kind.axis), kind.blocks)
+
+
+def _unpack(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, place = _only(given, 0), op.get_attr("axis") % op.inputs[0].shape.rank
+    if kind is None or place == kind.axis:
+        return None
+    return Examples(kind.axis - (place < kind.axis), kind.blocks)
+
+
+def _split(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    data, place = (1, 0) if op.type == "Split" else (0, 2)
+    kind, axis = _only(given, data), tf.get_static_value(op.inputs[place])
+    if kind is None or axis is None:
+        return None
+    return kind if int(axis) % op.inputs[data].shape.rank != kind.axis else None
+
+
+def _along(is_untouched: Callable[[Any], bool]) -> Rule:
+    """Ops whose second input says, for each axis, what happens to it."""
+
+    def rule(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+        kind, amounts = _only(given, 0), tf.get_static_value(op.inputs[1])
+        if kind is None or amounts is None:
+            return None
+        return kind if is_untouched(amounts[kind.axis]) else None
+
+    return rule
+
+
+def _reverse(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind, axes = _only(given, 0), tf.get_static_value(op.inputs[1])
+    if kind is None or axes is None:
+        return None
+    rank = op.inputs[0].shape.rank
+    return kind if kind.axis not in {int(a) % rank for a in axes} else None
+
+
+def _one_hot(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    kind = _only(given, 0)
+    return kind if op.get_attr("axis") == -1 else None
+
+
+_RULES: dict[str, Rule] = {
+    "BatchMatMulV2": _matmul,
+    "MatMul": _matmul,
+    "Conv2DBackpropInput": _transposed_convolution,
+    "ConcatV2": _concat,
+    "ExpandDims": _expand,
+    "GatherV2": _gather,
+    "LogSoftmax": _last_axis,
+    "MirrorPad": _along(lambda amount: not any(amount)),
+    "OneHot": _one_hot,
+    "Pack": _pack,
+    "Pad": _along(lambda amount: not any(amount)),
+    "PadV2": _along(lambda amount: not any(amount)),
+    "Reshape": _reshape,
+    "ReverseV2": _reverse,
+    "Softmax": _last_axis,
+    "Split": _split,
+    "SplitV": _split,
+    "Squeeze": _squeeze,
+    "StridedSlice": _strided_slice,
+    "Tile": _along(lambda amount: amount == 1),
+    "TopKV2": _last_axis,
+    "Transpose": _transpose,
+    "Unpack": _unpack,
+}

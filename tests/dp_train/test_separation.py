@@ -1,0 +1,227 @@
+"""No example may reach the sum through another: what is refused, and what is not."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from models import compiled, data, loss
+
+import dp_train
+
+
+def private(*stack, features=4):
+    model = keras.Sequential([keras.Input((features,)), *stack, layers.Dense(3)])
+    return compiled(model, loss=loss())
+
+
+def trained(model, features=4):
+    x = np.random.default_rng(0).standard_normal((20, features)).astype("float32")
+    model.fit(x, np.zeros(20, int), batch_size=20, verbose=0)
+    return model.privacy_plan()
+
+
+class TrainingOnlyCentre(layers.Layer):
+    """Mixes only in training, behind a random layer that hides it from a probe."""
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        noise = tf.random.normal(tf.shape(x), stddev=0.05)
+        return x - tf.reduce_mean(x, 0, keepdims=True) + noise
+
+
+class PixelScale(layers.Layer):
+    """Ordinary pixel code: divides by 255 if the batch looks like pixels."""
+
+    def call(self, x):
+        return ops.where(ops.max(x) > 1, x / 255, x)
+
+
+class WeakCentre(layers.Layer):
+    def call(self, x):
+        return x + 1e-7 * ops.mean(x, axis=0)
+
+
+class Roll(layers.Layer):
+    """The identity on three rows."""
+
+    def call(self, x):
+        return x + tf.roll(x, 3, axis=0)
+
+
+class BatchSize(layers.Layer):
+    """Reads the batch size as a number."""
+
+    def call(self, x):
+        return x / ops.cast(ops.shape(x)[0], "float32")
+
+
+class Mixup(layers.Layer):
+    def call(self, x, training=None):
+        return 0.9 * x + 0.1 * tf.random.shuffle(x) if training else x
+
+
+class Gram(layers.Layer):
+    def call(self, x):
+        return ops.matmul(ops.matmul(x, ops.transpose(x)), x)
+
+
+class FirstRow(layers.Layer):
+    def call(self, x):
+        return x - x[:1]
+
+
+class Split(layers.Layer):
+    def call(self, x):
+        first, second = tf.split(x, 2, axis=0)
+        return tf.concat([second, first], axis=0)
+
+
+class ReshapeAcross(layers.Layer):
+    def call(self, x):
+        return ops.reshape(
+            ops.transpose(ops.reshape(x, (2, -1, 4)), (1, 0, 2)), (-1, 4)
+        )
+
+
+MIXING = (
+    TrainingOnlyCentre,
+    PixelScale,
+    WeakCentre,
+    Roll,
+    BatchSize,
+    Mixup,
+    Gram,
+    FirstRow,
+    Split,
+    ReshapeAcross,
+)
+
+
+@pytest.mark.parametrize("layer", MIXING)
+def test_engine_that_runs_whole_batches_never_takes_a_layer_that_may_mix(layer):
+    model = private(layer(), layers.Dropout(0.01))
+    try:
+        engine = trained(model).engine
+    except dp_train.NotPrivateError as refusal:
+        assert "mixes examples" in str(refusal)
+    else:
+        assert engine in ("vectorized", "loop")
+
+
+@pytest.mark.parametrize("layer", MIXING)
+def test_engine_asked_for_by_name_refuses_a_layer_that_may_mix(layer):
+    model = dp_train.make_private(
+        private(layer(), layers.Dropout(0.01)), gradients="bookkeeping"
+    )
+    with pytest.raises(dp_train.NotPrivateError, match="mix"):
+        trained(model)
+
+
+class Heads(layers.Layer):
+    """Splits, transposes, slices, stacks and pads within each example."""
+
+    def call(self, x):
+        y = ops.transpose(ops.reshape(x, (-1, 2, 2)), (0, 2, 1))
+        first, second = ops.split(y, 2, axis=1)
+        y = ops.stack([first[:, 0], second[:, 0, ::-1]], axis=1)
+        y = ops.pad(y[..., :1], [[0, 0], [0, 0], [1, 1]])
+        return ops.softmax(ops.reshape(y, (-1, 6)))
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        (Heads(),),
+        (layers.GaussianNoise(0.1), layers.Dropout(0.5)),
+        (layers.Reshape((2, 2)), layers.Permute((2, 1)), layers.Flatten()),
+        (layers.Reshape((2, 2)), layers.LayerNormalization(), layers.Flatten()),
+        (layers.RepeatVector(3), layers.GRU(2), layers.Activation("gelu")),
+        (layers.Reshape((2, 2, 1)), layers.ZeroPadding2D(), layers.AveragePooling2D(2)),
+        (layers.Dense(4, activation="swish"), layers.UnitNormalization()),
+    ],
+)
+def test_layers_that_keep_examples_apart_are_proved_to(stack):
+    tail = (
+        ()
+        if stack[-1].__class__.__name__ != "AveragePooling2D"
+        else (layers.Flatten(),)
+    )
+    assert trained(private(*stack, *tail)).engine == "bookkeeping"
+
+
+# ----------------------------------------------------------------- state between steps
+
+
+class RawState(layers.Layer):
+    """A running mean in a raw tf.Variable, which Keras does not know of."""
+
+    def build(self, shape):
+        self.mean = tf.Variable(tf.zeros(shape[-1]), trainable=False)
+        self.built = True
+
+    def call(self, x, training=None):
+        if training:
+            self.mean.assign(0.5 * self.mean + 0.5 * tf.reduce_mean(x, 0))
+        return x - self.mean
+
+
+def test_state_in_a_raw_variable_is_refused():
+    with pytest.raises(dp_train.NotPrivateError, match=r"writes to a tf\.Variable"):
+        trained(private(RawState()))
+
+
+class WritingMetrics(keras.Model):
+    """Keeps the mean of the last batch in a weight, while it computes metrics."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+        self.scale = self.add_weight(shape=(4,), trainable=False, name="scale")
+
+    def call(self, x):
+        return self.dense(x + 0.0 * self.scale)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.scale.assign(ops.mean(x, 0))
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def test_metrics_that_write_into_weights_are_refused_by_name():
+    with pytest.raises(dp_train.NotPrivateError, match="scale"):
+        compiled(WritingMetrics()).fit(*data(), verbose=0)
+
+
+class RememberingLoss(keras.losses.Loss):
+    """Weights by a running mean of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = keras.Variable(1.0, trainable=False)
+
+    def call(self, y, y_pred):
+        value = ops.mean((y_pred - ops.cast(y, "float32")) ** 2, axis=-1)
+        self.mean.assign(0.9 * self.mean + 0.1 * ops.mean(value))
+        return value / self.mean
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_loss_with_a_memory_is_refused(outputs):
+    inputs = keras.Input((4,))
+    heads = [layers.Dense(1)(inputs) for _ in range(outputs)]
+    model = keras.Model(inputs, heads if outputs > 1 else heads[0])
+    losses = [RememberingLoss() for _ in heads]
+    model = compiled(model, loss=losses if outputs > 1 else losses[0])
+    x, _ = data()
+    y = x[:, :1]
+    with pytest.raises(dp_train.NotPrivateError, match="Keep losses free of state"):
+        model.fit(x, [y] * outputs if outputs > 1 else y, verbose=0)
+
+
+def test_layer_adapted_to_data_warns():
+    normalization = layers.Normalization()
+    normalization.adapt(data()[0])
+    model = keras.Sequential([keras.Input((4,)), normalization, layers.Dense(3)])
+    with pytest.warns(dp_train.PrivacyWarning, match="public data"):
+        compiled(model).fit(*data(), verbose=0)
