@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from accounting import calibrate
 from accounting.accountant import Accountant, Bounds, ComposingAccountant
 from accounting.calibrate import BudgetSpentError
+from accounting.default import DefaultAccountant
 from accounting.events import (
     Event,
     FixedSizeSampledEvent,
@@ -26,6 +27,7 @@ __all__ = [
     "Bounds",
     "BudgetSpentError",
     "ComposingAccountant",
+    "DefaultAccountant",
     "Event",
     "FixedSizeSampledEvent",
     "GaussianEvent",

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 
 from accounting.accountant import Accountant
+from accounting.default import DefaultAccountant
 from accounting.events import Event, GaussianEvent, PoissonSampledEvent, checked_count
 from accounting.ledger import Ledger
-from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 
 MakeAccountant = Callable[[NeighboringRelation], Accountant]
@@ -36,7 +36,7 @@ def noise_multiplier(
     relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE,
     spent: Ledger | None = None,
     make_event: Callable[[float], Event] | None = None,
-    accountant: MakeAccountant = RdpAccountant,
+    accountant: MakeAccountant = DefaultAccountant,
 ) -> float:
     """Smallest noise multiplier for which steps more releases stay within the target.
 
@@ -101,7 +101,7 @@ def steps(
     *,
     relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE,
     spent: Ledger | None = None,
-    accountant: MakeAccountant = RdpAccountant,
+    accountant: MakeAccountant = DefaultAccountant,
 ) -> int:
     """Largest number of releases of the event that stays within the target.
 

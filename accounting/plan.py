@@ -7,6 +7,7 @@ from typing import Any
 
 from accounting.accountant import Bounds
 from accounting.calibrate import MakeAccountant, noise_multiplier
+from accounting.default import DefaultAccountant
 from accounting.events import (
     Event,
     FixedSizeSampledEvent,
@@ -21,7 +22,7 @@ from accounting.report import package_version
 
 PROGRAM = "compute_dp_sgd_privacy"
 SCHEMA_VERSION = 1
-DEFAULT_ACCOUNTANT = "rdp"
+DEFAULT_ACCOUNTANT = DefaultAccountant.name
 ACCOUNTANTS: dict[str, MakeAccountant] = {
     "rdp": RdpAccountant,
     "pld": PldAccountant,

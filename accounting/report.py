@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
+from accounting.default import DefaultAccountant
 from accounting.events import (
     Event,
     FixedSizeSampledEvent,
@@ -15,7 +16,6 @@ from accounting.events import (
     UnverifiedSamplingEvent,
 )
 from accounting.ledger import Ledger, Release
-from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 
 SCHEMA_VERSION = 1
@@ -160,7 +160,7 @@ def privacy_report(
     *,
     relation: NeighboringRelation | None = None,
     population: int | None = None,
-    accountant: Callable[[NeighboringRelation], Accountant] = RdpAccountant,
+    accountant: Callable[[NeighboringRelation], Accountant] = DefaultAccountant,
 ) -> PrivacyReport:
     """States what a ledger's releases reveal about one example.
 
