@@ -84,8 +84,8 @@ class Plan:
 
     @property
     def make_accountant(self) -> MakeAccountant:
-        """A narrow bracket where a noise is to be close to the best."""
-        if self.accountant == "pld" and self.target_epsilon is not None:
+        """A narrow bracket, so that a noise that was solved for keeps its promise."""
+        if self.accountant == "pld":
             return functools.partial(PldAccountant, relative_width=1e-4)
         return ACCOUNTANTS[self.accountant]
 
