@@ -111,11 +111,20 @@ def check_state_updates(
 
     @tf.function(autograph=False)
     def trace(x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
-        with keras.StatelessScope(collect_losses=True) as scope:
+        weights = [(v, tf.identity(v.value)) for v in model.trainable_variables]
+        with (
+            host.without_regularization_losses(model),
+            keras.StatelessScope(weights, collect_losses=True) as scope,
+        ):
+            before = dict(scope.state_mapping)
             y_pred = host.call_model(model, x)
             host.compute_loss(model, x, y, y_pred, sample_weight)
             model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        moved.update(scope.state_mapping)
+        moved.update(
+            identity
+            for identity, value in scope.state_mapping.items()
+            if value is not before.get(identity)
+        )
         return tf.zeros([])
 
     graph = trace.get_concrete_function(x, y, sample_weight).graph
@@ -307,11 +316,11 @@ def warn_of_large_delta(delta: float | None, population: int | None) -> None:
 def warn_of_adapted_layers(model: keras.Model) -> None:
     """Warns of statistics that `adapt` has put into the model without noise."""
     for layer in host.sublayers(model):
-        if getattr(layer, "is_adapted", False):
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
             warnings.warn(
-                f"Layer {layer.name!r} ({type(layer).__name__}) was adapted to data. "
-                "Its statistics are part of the model, and epsilon counts them not. "
-                "Adapt it to public data, or pass constants.",
+                f"Layer {layer.name!r} (Normalization) takes its figures from adapt. "
+                "They are part of the model and carry no noise, so epsilon does not "
+                "cover them. Adapt it to public data, or pass mean and variance.",
                 PrivacyWarning,
                 stacklevel=4,
             )

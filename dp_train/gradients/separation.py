@@ -92,7 +92,8 @@ def check(inputs: Iterable[tf.Tensor], outputs: Iterable[tf.Tensor]) -> None:
         if any(id(t) in kinds for t in op.outputs):
             continue
         for t, kind in zip(op.outputs, _kinds_of_outputs(op, kinds), strict=True):
-            kinds[id(t)] = kind
+            if kind is not None:
+                kinds[id(t)] = kind
     for t in outputs:
         if kinds.get(id(t), Examples(0, 1)) != Examples(0, 1):
             raise UnsupportedSiteError("predictions do not lie along the batch axis")
@@ -110,13 +111,15 @@ def _ancestors(outputs: list[tf.Tensor]) -> set[int]:
     return found
 
 
-def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind]:
-    """Kinds of the op's outputs.
+def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
+    """Kinds of the op's outputs; None for one that reads no data.
 
     Raises:
         UnsupportedSiteError: the op may mix examples.
     """
     given = [kinds.get(id(t)) for t in op.inputs]
+    if op.type == "IdentityN":
+        return given
     if op.type in ("Shape", "ShapeN"):
         return [SIZE] * len(op.outputs)
     if all(kind in (SIZE, None) for kind in given):
@@ -375,6 +378,23 @@ def _reverse(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     return kind if kind.axis not in {int(a) % rank for a in axes} else None
 
 
+def _einsum(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """The letter of the examples stands in all operands with data and in the result."""
+    terms, result = op.get_attr("equation").decode().split("->")
+    letters = set()
+    for term, kind in zip(terms.split(","), given, strict=True):
+        if isinstance(kind, Examples) and kind.blocks == 1 and "." not in term:
+            letters.add(term[kind.axis])
+        elif kind is not None:
+            return None
+    if len(letters) != 1:
+        return None
+    (letter,) = letters
+    free = [t for t, kind in zip(terms.split(","), given, strict=True) if kind is None]
+    is_kept = result.count(letter) == 1 and not any(letter in term for term in free)
+    return Examples(result.index(letter), 1) if is_kept else None
+
+
 def _one_hot(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     kind = _only(given, 0)
     return kind if op.get_attr("axis") == -1 else None
@@ -383,6 +403,7 @@ def _one_hot(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 _RULES: dict[str, Rule] = {
     "BatchMatMulV2": _matmul,
     "MatMul": _matmul,
+    "Einsum": _einsum,
     "Conv2DBackpropInput": _transposed_convolution,
     "ConcatV2": _concat,
     "ExpandDims": _expand,

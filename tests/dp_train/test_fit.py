@@ -388,6 +388,7 @@ def test_device_noise_is_named_in_the_ledger():
 def test_report_is_text_that_names_relation_sampling_and_caveats():
     model = compiled()
     model.fit(*data(), batch_size=6, verbose=0)
-    text = str(model.privacy_report(0.5))
+    with pytest.warns(dp_train.PrivacyWarning, match="well below"):
+        text = str(model.privacy_report(0.5))
     for part in ("add_or_remove_one", "Poisson", "delta_too_large", "aes256-ctr"):
         assert part in text

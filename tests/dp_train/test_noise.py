@@ -160,7 +160,7 @@ class Charges:
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_draw_is_charged_once_by_name(source):
     charges = Charges()
-    drawn = draw.draw_noise(source, [(3, 4), (5,), ()], charges)
+    drawn = draw.draw_noise(source, [(3, 4), (5,), ()], tf.float32, charges)
     assert charges.names == [source]
     assert [tuple(z.shape) for z in drawn] == [(3, 4), (5,), ()]
 
@@ -171,13 +171,15 @@ def test_a_charge_that_fails_leaves_no_noise(source):
         pass
 
     with pytest.raises(RefusedError):
-        draw.draw_noise(source, [(3,)], Charges(RefusedError()))
+        draw.draw_noise(source, [(3,)], tf.float32, Charges(RefusedError()))
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_traced_draw_charges_and_draws_at_every_call(source):
     charges = Charges()
-    step = tf.function(lambda: draw.draw_noise(source, [(40_000,)], charges)[0])
+    step = tf.function(
+        lambda: draw.draw_noise(source, [(40_000,)], tf.float32, charges)[0]
+    )
     first, second = step().numpy(), step().numpy()
     assert len(charges.names) == 2
     statistics.assert_stddev(first, 2.0)
@@ -189,7 +191,7 @@ def test_no_noise_is_exactly_zero():
         return 0.0
 
     for source in SOURCES:
-        (drawn,) = draw.draw_noise(source, [(100,)], free)
+        (drawn,) = draw.draw_noise(source, [(100,)], tf.float32, free)
         assert np.all(drawn.numpy() == 0)
 
 

@@ -398,11 +398,14 @@ def test_no_noise_warns_and_makes_epsilon_infinite():
     assert "no_noise" in {caveat.id for caveat in report.caveats}
 
 
-def test_delta_above_one_over_examples_is_a_caveat():
+def test_delta_above_one_over_examples_warns_and_is_a_caveat():
     model = compiled()
     model.fit(*data(), verbose=0)
-    caveats = {caveat.id for caveat in model.privacy_report(1 / 60).caveats}
+    with pytest.warns(dp_train.PrivacyWarning, match="well below"):
+        caveats = {caveat.id for caveat in model.privacy_report(1 / 60).caveats}
     assert "delta_too_large" in caveats
+    with pytest.warns(dp_train.PrivacyWarning, match="well below"):
+        model.fit(*data(), callbacks=[dp_train.EpsilonLogger(0.1)], verbose=0)
     caveats = {caveat.id for caveat in model.privacy_report(1 / 61).caveats}
     assert "delta_too_large" not in caveats
 

@@ -137,7 +137,7 @@ class Heads(layers.Layer):
         (layers.GaussianNoise(0.1), layers.Dropout(0.5)),
         (layers.Reshape((2, 2)), layers.Permute((2, 1)), layers.Flatten()),
         (layers.Reshape((2, 2)), layers.LayerNormalization(), layers.Flatten()),
-        (layers.RepeatVector(3), layers.GRU(2), layers.Activation("gelu")),
+        (layers.Reshape((2, 2)), layers.GRU(2), layers.Activation("gelu")),
         (layers.Reshape((2, 2, 1)), layers.ZeroPadding2D(), layers.AveragePooling2D(2)),
         (layers.Dense(4, activation="swish"), layers.UnitNormalization()),
     ],

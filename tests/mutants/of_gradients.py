@@ -122,7 +122,7 @@ def regularizer_clipped() -> Any:
 
 
 def regularizer_averaged() -> Any:
-    apply = DPOptimizer.apply_clipped_sum
+    apply = DPOptimizer.release
 
     def averaging(self: Any, clipped: Any, *rest: Any) -> None:
         extras = [
@@ -132,13 +132,13 @@ def regularizer_averaged() -> Any:
         clipped = dataclasses.replace(clipped, data_free_gradients=tuple(extras))
         apply(self, clipped, *rest)
 
-    return mock.patch.object(DPOptimizer, "apply_clipped_sum", averaging)
+    return mock.patch.object(DPOptimizer, "release", averaging)
 
 
 @contextmanager
 def divisor_of_actual_rows() -> Iterator[None]:
     seen: list[Any] = []
-    clipped_sum, apply = choose.clipped_sum, DPOptimizer.apply_clipped_sum
+    clipped_sum, apply = choose.clipped_sum, DPOptimizer.release
 
     def counting(engine: str, objective: Any, rows: Any, *rest: Any) -> Any:
         seen[:] = [tf.maximum(row_count(rows), 1)]
@@ -150,7 +150,7 @@ def divisor_of_actual_rows() -> Iterator[None]:
 
     with (
         mock.patch.object(choose, "clipped_sum", counting),
-        mock.patch.object(DPOptimizer, "apply_clipped_sum", dividing),
+        mock.patch.object(DPOptimizer, "release", dividing),
     ):
         yield
 

@@ -39,12 +39,12 @@ def _normals_by(function: Any) -> Any:
 
 def _applying(change: Callable[[Any], Any]) -> Any:
     """Passes every clipped sum through `change` before it is applied."""
-    apply = DPOptimizer.apply_clipped_sum
+    apply = DPOptimizer.release
 
     def changed(self: Any, clipped: Any, *rest: Any) -> None:
         apply(self, change(clipped), *rest)
 
-    return mock.patch.object(DPOptimizer, "apply_clipped_sum", changed)
+    return mock.patch.object(DPOptimizer, "release", changed)
 
 
 @contextmanager
@@ -91,16 +91,16 @@ def shared_by_equal_shapes() -> Any:
 
 
 def same_at_every_step() -> Any:
-    def repeated(self: Any, count: int, stddev: float) -> Any:
+    def repeated(self: Any, count: int, stddev: float, dtype: Any) -> Any:
         samples = np.random.default_rng(0).standard_normal(count)
-        return (stddev * samples).astype(np.float32)
+        return (stddev * samples).astype(dtype)
 
     return _normals_by(repeated)
 
 
 def from_the_random_seed() -> Any:
-    def seeded(self: Any, count: int, stddev: float) -> Any:
-        return np.random.normal(0.0, stddev, count).astype(np.float32)
+    def seeded(self: Any, count: int, stddev: float, dtype: Any) -> Any:
+        return np.random.normal(0.0, stddev, count).astype(dtype)
 
     return _normals_by(seeded)
 
@@ -134,8 +134,8 @@ def cut_at_two() -> Any:
     inside = stats.norm.expect(lambda z: z * z, lb=-2, ub=2)
     scale = (inside + 4 * 2 * stats.norm.sf(2)) ** -0.5
 
-    def cut(self: Any, count: int, stddev: float) -> Any:
-        samples = np.clip(_normals(self, count, stddev), -2 * stddev, 2 * stddev)
+    def cut(self: Any, count: int, stddev: float, dtype: Any) -> Any:
+        samples = _normals(self, count, stddev, dtype).clip(-2 * stddev, 2 * stddev)
         return (scale * samples).astype(np.float32)
 
     return _normals_by(cut)
