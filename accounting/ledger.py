@@ -9,6 +9,7 @@ the union of their runs counts what both of them spent.
 import dataclasses
 import json
 import math
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._runs: dict[str, Entries] = {}
         self._open: Entries | None = None
+        self._process_id = os.getpid()
 
     def charge(
         self,
@@ -111,6 +113,9 @@ class Ledger:
         """
         key = (event, l2_norm_clip, noise_source)
         with self._lock:
+            if self._process_id != os.getpid():
+                # A fork: parent and child must not write the same run.
+                self._process_id, self._open = os.getpid(), None
             entries = self._open
             # A key equal to a recorded one has been validated (True == 1.0 is harmless:
             # the recorded key stays).

@@ -96,10 +96,13 @@ class PrivacyReport:
 
     def __str__(self) -> str:
         if not self.releases:
-            return (
-                "Privacy statement: nothing was released yet."
-                f" Epsilon is 0 at delta {self.delta:g} ({self.relation.value})."
-            )
+            lines = [
+                "Privacy statement: this ledger holds no release. That says nothing of"
+                " what was released before it began."
+            ]
+            for caveat in self.caveats:
+                lines += _wrapped(f"[{caveat.id}] {caveat.text}", "    ")
+            return "\n".join(lines)
         claim = f"epsilon {self.epsilon} at delta {self.delta:g}"
         if not self.is_private:
             claim = f"NOT PRIVATE (insecure noise); with secret noise {claim}"
@@ -199,6 +202,7 @@ def privacy_report(
         "unverified_sampling": is_unverified,
     }
     has_releases = ledger.total > 0
+    present["ledger_scope"] = True
     return PrivacyReport(
         releases=ledger.releases,
         relation=relation,

@@ -3,8 +3,11 @@
 from accounting.calibrate import BudgetSpentError
 
 
-class NotPrivateError(RuntimeError):
-    """Something would break the privacy guarantee, so nothing was released."""
+class NotPrivateError(Exception):
+    """Something would break the privacy guarantee, so nothing was released.
+
+    An Exception by direct descent: AutoGraph hides others behind its own class.
+    """
 
 
 class PrivacyWarning(UserWarning):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import pickle
 import threading
 
@@ -333,3 +334,20 @@ def test_field_given_twice_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="a field is given twice"):
         Ledger.from_json(text)
+
+
+def test_forked_processes_never_write_the_same_run() -> None:
+    ledger = Ledger()
+    ledger.charge(GaussianEvent(1.0), l2_norm_clip=1.0, noise_source="s", count=10)
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        ledger.charge(GaussianEvent(1.0), l2_norm_clip=1.0, noise_source="s", count=30)
+        os.write(writing, ledger.to_json().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        of_child = Ledger.from_json(pipe.read())
+    ledger.charge(GaussianEvent(1.0), l2_norm_clip=1.0, noise_source="s", count=20)
+    ledger.merge(of_child)
+    assert ledger.total == 60

@@ -73,8 +73,8 @@ def test_json_holds_the_same_statement() -> None:
 def test_nothing_released_says_so() -> None:
     report = privacy_report(Ledger(), 1e-5)
     assert report.epsilon.upper == 0
-    assert "nothing was released yet" in str(report)
-    assert report.caveats == ()
+    assert "holds no release" in str(report)
+    assert [caveat.id for caveat in report.caveats] == ["ledger_scope"]
     assert json.loads(report.to_json())["releases"] == []
 
 

@@ -392,3 +392,65 @@ def test_report_is_text_that_names_relation_sampling_and_caveats():
         text = str(model.privacy_report(0.5))
     for part in ("add_or_remove_one", "Poisson", "delta_too_large", "aes256-ctr"):
         assert part in text
+
+
+def test_recurrent_model_takes_sequences_of_other_lengths_later():
+    inputs = keras.Input((None, FEATURES))
+    model = compiled(
+        keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.LSTM(2)(inputs)))
+    )
+    for length in (3, 5):
+        x = np.zeros((4, length, FEATURES), "float32")
+        model.fit(x, np.zeros(4, int), batch_size=4, verbose=0)
+    assert model.privacy_ledger.total == 2
+
+
+def test_functions_run_eagerly_after_compile():
+    model = compiled()
+    model.fit(*data(), batch_size=30, verbose=0)
+    model.run_eagerly = True
+    model.train_function = None
+    model.fit(*data(), batch_size=30, verbose=0)
+    assert model.privacy_plan().engine == "vectorized"
+    assert model.privacy_ledger.total == 4
+
+
+def test_boolean_inputs_and_labels_train():
+    model = compiled(
+        keras.Sequential([keras.Input((FEATURES,), dtype="bool"), Cast()]),
+        loss="binary_crossentropy",
+    )
+    x = data()[0] > 0
+    model.fit(x, x[:, 0], batch_size=30, verbose=0)
+    assert model.privacy_plan().engine == "bookkeeping"
+
+
+class Cast(keras.layers.Layer):
+    """Probability from booleans."""
+
+    def build(self, shape):
+        self.dense = keras.layers.Dense(1, activation="sigmoid")
+
+    def call(self, x):
+        return self.dense(keras.ops.cast(x, "float32"))
+
+
+def test_a_loader_of_another_kind_is_not_taken_for_poisson():
+    class Slices(dp_train.PoissonLoader):
+        def __getitem__(self, index):
+            return tuple(a[:20] for a in self.arrays if a is not None)
+
+    model = compiled()
+    model.fit(Slices(*data(), batch_size=20), verbose=0)
+    (release,) = model.privacy_ledger.releases
+    assert isinstance(release.event, UnverifiedSamplingEvent)
+
+
+def test_fit_without_epochs_left_makes_no_step():
+    model = compiled(
+        optimizer=dp_train.DPAdam(
+            0.01, l2_norm_clip=1.0, target_epsilon=1.0, target_delta=1e-5
+        )
+    )
+    model.fit(*data(), initial_epoch=2, epochs=2, verbose=0)
+    assert model.privacy_ledger.total == 0

@@ -173,3 +173,107 @@ def test_custom_loop_errors_name_the_fix():
         target.apply_clipped_sum(clipped, model.trainable_variables)
     assert isinstance(clipped, ClippedSum)
     assert model.privacy_ledger.total == 0
+
+
+def poisson_batch():
+    return next(iter(dp_train.PoissonLoader(*data(), batch_size=6)))
+
+
+def test_batch_cannot_be_kept_in_a_traced_function():
+    model = compiled()
+    batch = poisson_batch()
+
+    @tf.function
+    def step():
+        dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+
+    with pytest.raises(dp_train.NotPrivateError, match=r"outside of tf\.function"):
+        step()
+
+
+def test_clipped_sum_cannot_be_released_again_by_a_traced_function_or_loop():
+    model = compiled()
+    clipped = dp_train.clipped_gradients(model, poisson_batch(), l2_norm_clip=1.0)
+
+    @tf.function
+    def step():
+        model.optimizer.apply_clipped_sum(clipped)
+
+    with pytest.raises(dp_train.NotPrivateError, match="side by side"):
+        step()
+
+    @tf.function
+    def loop(x, y):
+        clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        for _ in tf.range(3):
+            model.optimizer.apply_clipped_sum(clipped)
+
+    with pytest.raises(dp_train.NotPrivateError, match="side by side"):
+        loop(tf.zeros((4, 4)), tf.zeros(4, tf.int64))
+    assert model.privacy_ledger.total == 0
+
+
+def test_custom_loop_inside_a_tf_function_needs_no_call_before():
+    x, y = data()
+    model = compiled()
+
+    @tf.function
+    def step(x, y):
+        clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        model.optimizer.apply_clipped_sum(clipped)
+
+    for _ in range(2):
+        step(tf.constant(x[:8]), tf.constant(y[:8]))
+    assert model.privacy_ledger.total == 2
+
+
+def test_clipped_sum_of_another_model_is_refused():
+    first, second = compiled(), compiled()
+    clipped = dp_train.clipped_gradients(first, *data(), l2_norm_clip=1.0)
+    second.fit(*data(), verbose=0)
+    before = second.get_weights()
+    with pytest.raises(dp_train.NotPrivateError, match="charged to one model"):
+        second.optimizer.apply_clipped_sum(clipped)
+    for a, b in zip(before, second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_calibrated_optimizer_is_not_for_custom_loops():
+    model = compiled(
+        optimizer=dp_train.DPAdam(
+            0.01, l2_norm_clip=1.0, target_epsilon=1.0, target_delta=1e-5
+        )
+    )
+    model.fit(*data(), batch_size=6, verbose=0)
+    clipped = dp_train.clipped_gradients(model, poisson_batch(), l2_norm_clip=1.0)
+    with pytest.raises(ValueError, match="only fit can"):
+        model.optimizer.apply_clipped_sum(clipped)
+
+
+@pytest.mark.parametrize("noise_source", ["aes256-ctr", "philox"])
+def test_noise_of_float64_weights_is_not_on_the_grid_of_float32(noise_source):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = compiled(
+            sequential(),
+            dp_train.DPSGD(
+                1.0,
+                l2_norm_clip=1.0,
+                noise_multiplier=1000.0,
+                noise_source=noise_source,
+            ),
+        )
+        x, y = data()
+        before = model.get_weights()[0]
+        model.train_on_batch(x[:8], y[:8])
+        released = (before - model.get_weights()[0]) * 8
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+    assert np.mean(released == released.astype("float32")) < 0.1
+
+
+def test_batch_does_not_print_its_examples():
+    batch = dp_train.Batch(np.full(2, 12345.0), None, None, sampling=None)
+    assert "12345" not in repr(batch)

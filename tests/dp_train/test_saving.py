@@ -179,3 +179,78 @@ def test_evaluate_predict_summary_and_weights_stay(capsys):
     private.summary()
     assert "Sequential" in private.__class__.__name__
     assert "dense" in capsys.readouterr().out
+
+
+class Crash(keras.callbacks.Callback):
+    """Ends the process, as it were, after some epochs."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def crashed_and_restored(tmp_path, make, callbacks, epochs):
+    """A fit that crashed in its third epoch, gone on with in a new model."""
+    backup = tmp_path / "backup"
+    first = compiled(optimizer=make())
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(
+            *data(),
+            batch_size=20,
+            epochs=epochs,
+            callbacks=[keras.callbacks.BackupAndRestore(backup), Crash(2)],
+            verbose=0,
+        )
+    assert first.privacy_ledger.total == 6
+    second = compiled(optimizer=make())
+    second.fit(
+        *data(),
+        batch_size=20,
+        epochs=epochs,
+        callbacks=[*callbacks, keras.callbacks.BackupAndRestore(backup)],
+        verbose=0,
+    )
+    return second
+
+
+def test_target_epsilon_counts_what_a_backup_restored(tmp_path):
+    model = crashed_and_restored(
+        tmp_path,
+        lambda: dp_train.DPSGD(
+            0.1, l2_norm_clip=1.0, target_epsilon=2.0, target_delta=1e-5
+        ),
+        [],
+        epochs=5,
+    )
+    assert model.privacy_ledger.total == 15
+    assert model.privacy_report(1e-5).epsilon.upper <= 2.0
+
+
+def test_budget_stop_counts_what_a_backup_restored(tmp_path):
+    model = crashed_and_restored(
+        tmp_path,
+        lambda: dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=2.0),
+        [dp_train.BudgetStop(6.0, 1e-5)],
+        epochs=200,
+    )
+    epsilon = model.privacy_report(1e-5).epsilon.upper
+    assert 5.0 < epsilon <= 6.0
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_saving_with_another_optimizer_warns_that_the_ledger_stays_behind(tmp_path):
+    model = trained()
+    model.compile("adam", loss=model.loss)
+    with pytest.warns(dp_train.PrivacyWarning, match="does not travel"):
+        model.save(tmp_path / "model.keras")
+
+
+def test_report_of_an_empty_ledger_claims_nothing():
+    model = compiled()
+    report = model.privacy_report(1e-5)
+    assert "Epsilon is 0" not in str(report)
+    assert {c.id for c in report.caveats} == {"ledger_scope"}
