@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "accounting.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "accountants.py"
 
 
 def test_benchmark_prints_its_tables(tmp_path) -> None:

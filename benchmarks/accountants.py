@@ -1,6 +1,6 @@
 """Epsilon of this package and of its peers: error, width of the bracket, CPU time.
 
-    python benchmarks/accounting.py [--no-peers] [--sweep COUNT] [--smoke]
+    python benchmarks/accountants.py [--no-peers] [--sweep COUNT] [--smoke]
 
 Twenty settings (sampling probability, noise multiplier, steps, delta) under
 add-or-remove-one. The truth is the contour integral or closed form to seven digits.
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# A script's own folder comes first on the path, and this file has the package's name.
+# Run from a checkout, whether or not the package is installed.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # One thread, for peers whose sums go through a threaded library.
