@@ -51,7 +51,6 @@ def test_custom_loop_counts_its_steps(tmp_path):
 
 
 def test_accuracy_against_epsilon_writes_its_picture(tmp_path):
-    pytest.importorskip("matplotlib", reason="an extra: pip install '.[plot]'")
     picture = tmp_path / "picture.png"
 
     printed = run(
