@@ -125,7 +125,9 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     if all(kind in (SIZE, None) for kind in given):
         if op.type in _OF_SIZES:
             return [SIZE] * len(op.outputs)
-        if op.type in _RANDOM and op.outputs[0].shape[:1] == [None]:
+        is_of_rows = op.type in _RANDOM and op.outputs[0].shape[:1] == [None]
+        # A value that knows the batch size would tell each example of the others.
+        if is_of_rows and all(kind is None for kind in given[1:]):
             return [Examples(0, 1)]
         raise _mixes(op)
     rule = _rule(op.type)
@@ -165,7 +167,7 @@ def _pointwise(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     rank = op.outputs[0].shape.rank
     found: set[tuple[int, int]] = set()
     for t, kind in zip(op.inputs, given, strict=True):
-        if kind == SIZE or t.shape.rank is None or rank is None:
+        if kind == SIZE or isinstance(kind, Flat) or None in (t.shape.rank, rank):
             return None
         if isinstance(kind, Examples):
             found.add((rank - t.shape.rank + kind.axis, kind.blocks))
@@ -234,7 +236,8 @@ def _matmul(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
         )
         if name in op.node_def.attr
     )
-    if ranks[other] != 2 and any(d != 1 for d in op.inputs[other].shape[:-2]):
+    leading = op.inputs[other].shape[:-2]
+    if ranks[other] > ranks[data] or any(d != 1 for d in leading):
         return None
     if kind.axis < ranks[data] - 2:
         return kind
@@ -313,7 +316,9 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     if kind is None or strides is None or kind.axis != 0:
         return None
     if masks["ellipsis"] & 1:
-        return kind if not masks["new_axis"] else None
+        # The last of the axes, never all of them, are sliced behind the dots.
+        is_behind = len(strides) <= op.inputs[0].shape.rank
+        return kind if is_behind and not masks["new_axis"] else None
     is_all = masks["begin"] & 1 and masks["end"] & 1 and strides[0] == 1
     is_moved = masks["new_axis"] & 1 or masks["shrink_axis"] & 1
     return kind if is_all and not is_moved else None
@@ -363,7 +368,7 @@ def _along(is_untouched: Callable[[Any], bool]) -> Rule:
 
     def rule(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
         kind, amounts = _only(given, 0), tf.get_static_value(op.inputs[1])
-        if kind is None or amounts is None:
+        if kind is None or amounts is None or SIZE in given:
             return None
         return kind if is_untouched(amounts[kind.axis]) else None
 
@@ -384,6 +389,8 @@ def _einsum(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     letters = set()
     for term, kind in zip(terms.split(","), given, strict=True):
         if isinstance(kind, Examples) and kind.blocks == 1 and "." not in term:
+            if term.count(term[kind.axis]) > 1:
+                return None
             letters.add(term[kind.axis])
         elif kind is not None:
             return None

@@ -85,7 +85,40 @@ class ReshapeAcross(layers.Layer):
         )
 
 
+class FilledWithSize(layers.Layer):
+    """Adds the batch size, written into a tensor of the right shape."""
+
+    def call(self, x):
+        size = tf.shape(x)[0]
+        return x + tf.cast(tf.fill([size, 4], size), "float32")
+
+
+class DotsSlice(layers.Layer):
+    """Dots that stand for no axis at all."""
+
+    def call(self, x):
+        return x - x[..., :1, :]
+
+
+class BatchAsWidth(layers.Layer):
+    """Multiplies from the left, over the examples."""
+
+    def call(self, x):
+        return x + tf.matmul(tf.ones((1, 1, 4, 4)), x[:, None, :, None])[:, 0, :, 0] * (
+            tf.reduce_sum(tf.einsum("bi,bj->ij", x, x))
+        )
+
+
+class Diagonal(layers.Layer):
+    def call(self, x):
+        return x + tf.einsum("bi,ci->bi", x, x)
+
+
 MIXING = (
+    FilledWithSize,
+    DotsSlice,
+    BatchAsWidth,
+    Diagonal,
     TrainingOnlyCentre,
     PixelScale,
     WeakCentre,
