@@ -43,7 +43,9 @@ def make_private(
 
     Args:
         model: Sequential, Functional or subclassed, built or not, compiled or not.
-        gradients: engine for per-example gradients: "auto", "vectorized" or "loop".
+        gradients: engine for per-example gradients: "auto" (the fastest that can be
+            trusted with the model, see `privacy_plan`), "bookkeeping", "vectorized" or
+            "loop".
         microbatch_size: rows whose gradients are in memory at once, or "auto"; changes
             memory and speed, no result.
 
