@@ -88,6 +88,18 @@ def adopt_optimizer(model: Any) -> None:
             optimizer.ledger = ledger
 
 
+def share_ledger_with_parts(model: Any) -> None:
+    """One ledger for a model and the private models inside it: they share weights."""
+    ledger = model._privacy.account.ledger
+    for part in host.sublayers(model):
+        state = vars(part).get("_privacy_state")
+        if state is not None and state.account.ledger is not ledger:
+            ledger.merge(state.account.ledger)
+            state.account.ledger = ledger
+            if isinstance(getattr(part, "optimizer", None), DPOptimizer):
+                part.optimizer.ledger = ledger
+
+
 def check_ready(model: Any) -> None:
     """Refuses to train what is not compiled for private training."""
     if not model.compiled:
@@ -130,6 +142,7 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
         spec: the same with None for sizes that vary, where they are known.
     """
     state = model._privacy
+    share_ledger_with_parts(model)
     model_checks.check_recurrence(model)
     batches = host.with_unknown_axes(model, spec or example)
     host.symbolic_build(model, *batches)

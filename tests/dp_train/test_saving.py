@@ -254,3 +254,13 @@ def test_report_of_an_empty_ledger_claims_nothing():
     report = model.privacy_report(1e-5)
     assert "Epsilon is 0" not in str(report)
     assert {c.id for c in report.caveats} == {"ledger_scope"}
+
+
+def test_model_and_private_model_inside_it_share_one_ledger():
+    inner = trained()
+    outer = compiled(keras.Sequential([inner, keras.layers.Dense(3)]))
+    outer.fit(*data(), batch_size=20, verbose=0)
+    assert outer.privacy_ledger.total == inner.privacy_ledger.total == 6
+    inner.fit(*data(), batch_size=20, verbose=0)
+    assert outer.privacy_ledger.total == inner.privacy_ledger.total == 9
+    assert inner.optimizer.ledger is outer.optimizer.ledger
