@@ -27,8 +27,9 @@ lint: $(VENV)/.dev ## ruff, mypy, import-linter
 	@PYTHONPATH=. $(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/python tools/write_build.py --check
 
-bench: $(VENV)/.dev ## private step over plain Keras step
-	@set -e; for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script; done
+bench: $(VENV)/.dev ## private step over plain Keras step, accountants over their peers
+	@$(BIN)/python benchmarks/step_ratio.py
+	@$(BIN)/python benchmarks/accountants.py
 
 build-file: $(VENV)/.dev ## write BUILD from the imports
 	@$(BIN)/python tools/write_build.py

@@ -1,153 +1,225 @@
 """What a private step costs: its time over that of the plain Keras step.
 
-    python benchmarks/step_ratio.py [--engines auto vectorized loop] [--smoke]
+    python benchmarks/step_ratio.py [--models mlp cnn] [--engines auto loop] [--smoke]
 
-Both train the same model through `fit` in one process, in alternating blocks of steps,
-so that whatever else the machine does disturbs both alike. The private step is whole:
-Poisson sampling, per-example clipping, noise from the cryptographic keystream, ledger.
-Shown are medians over the blocks of wall time and of CPU time (all threads of the
-process) a step. Set-up and tracing are left out: each model first trains unmeasured.
+Plain and private train the same model through `fit` in one process, in alternating
+blocks of steps. The private step is whole: Poisson sampling, per-example clipping,
+noise from the cryptographic keystream for every weight, ledger. Plain is the faster of
+Keras with and without XLA. Ratios are medians over pairs of neighbouring blocks, of
+wall time and of CPU time of all threads. Tracing is in the column "first fit" only.
+
+Peak memory and the time of the first fit come from processes of their own, as do the
+errors against the engine "loop": the largest over the variables of
+
+    |difference| / max(|reference|, |all references| / 1000)         l2 norms
+
+on one batch of 8 rows, clipped to the median norm, in float32 and in float64.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
+import json
+import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Run from a checkout, whether or not the package is installed.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import keras  # noqa: E402 (TensorFlow reads the setting when it is imported)
-import numpy as np  # noqa: E402
+from benchmarks import measure  # noqa: E402
+from benchmarks.models import CASES  # noqa: E402
 
-import dp_train  # noqa: E402
-
-Times = tuple[float, float]
-"""(wall, CPU) milliseconds a step."""
-
-
-def mlp() -> Any:
-    """784-256-256-10: 269,322 weights."""
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(256, activation="relu"),
-            keras.layers.Dense(256, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
+PLAIN = ("plain", "plain XLA")
+SLOW_BLOCK = 0.5
+"""Seconds after which a block of a slow engine ends."""
+ERROR_ROWS = 8
 
 
-def cnn() -> Any:
-    """The network of the MNIST tutorials of DP-SGD: 26,010 weights."""
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(16, 8, strides=2, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(2, strides=1),
-            keras.layers.Conv2D(32, 4, strides=2, activation="relu"),
-            keras.layers.MaxPooling2D(2, strides=1),
-            keras.layers.Flatten(),
-            keras.layers.Dense(32, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
+def optimizer(case: Any) -> Any:
+    """A new plain optimizer; the rate is small, since the labels are random."""
+    import keras
+
+    classes = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}
+    return classes[case.optimizer](1e-3)
 
 
-MODELS: dict[str, tuple[Callable[[], Any], int]] = {
-    "MLP 784-256-256-10": (mlp, 256),
-    "CNN 16-32-32-10": (cnn, 250),
-}
+def compiled(case: Any, kind: str, noise_multiplier: float = 1.1) -> Any:
+    """The model of a case: kind is one of PLAIN, or an engine."""
+    import keras
 
+    import dp_train
 
-class EpochTimer(keras.callbacks.Callback):
-    """Wall and CPU time from the begin to the end of an epoch."""
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts both clocks."""
-        self._start = time.perf_counter(), time.process_time()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stops both clocks."""
-        wall, cpu = self._start
-        self.seconds = time.perf_counter() - wall, time.process_time() - cpu
-
-
-def compiled(model: Any, optimizer: Any) -> Any:
-    """The model with the loss that all of them train on."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss=loss)
+    model = case.build(keras)
+    if kind in PLAIN:
+        model.compile(optimizer(case), loss=loss, jit_compile=kind == "plain XLA")
+    else:
+        model = dp_train.make_private(model, gradients=kind)
+        private = dp_train.DPOptimizer(
+            optimizer(case), l2_norm_clip=1.0, noise_multiplier=noise_multiplier
+        )
+        model.compile(private, loss=loss)
     return model
 
 
-def block(model: Any, data: Any, batch_size: int) -> Times:
-    """Times one epoch of a model."""
-    timer = EpochTimer()
-    x, y = data
-    model.fit(x, y, batch_size=batch_size, epochs=1, verbose=0, callbacks=[timer])
-    wall, cpu = timer.seconds
-    steps = len(x) // batch_size
-    return 1e3 * wall / steps, 1e3 * cpu / steps
+def block(model: Any, case: Any, data: Any, steps: int) -> measure.Times:
+    """Times an epoch of some steps, from its begin to its end."""
+    import keras
 
-
-def measured(
-    make_model: Callable[[], Any], engine: str, batch_size: int, steps: int, blocks: int
-) -> tuple[Times, Times]:
-    """Median times a step: (plain, private)."""
-    generator = np.random.default_rng(0)
-    count = steps * batch_size
-    x = generator.random((count, 28, 28, 1), dtype=np.float32)
-    data = x, generator.integers(0, 10, count)
-    plain = compiled(make_model(), keras.optimizers.SGD(0.1))
-    private = compiled(
-        dp_train.make_private(make_model(), gradients=engine),
-        dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.1),
+    clocks: list[measure.Clock] = []
+    times: list[measure.Times] = []
+    timer = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: clocks.append(measure.Clock()),
+        on_epoch_end=lambda epoch, logs: times.append(clocks[-1].milliseconds(steps)),
     )
-    times: dict[str, list[Times]] = {"plain": [], "private": []}
-    for model in (plain, private):
-        block(model, data, batch_size)
-    for _ in range(blocks):
-        times["plain"].append(block(plain, data, batch_size))
-        times["private"].append(block(private, data, batch_size))
+    x, y = (a[: steps * case.batch_size] for a in data)
+    model.fit(x, y, batch_size=case.batch_size, verbose=0, callbacks=[timer])
+    return times[0]
 
-    def median(name: str) -> Times:
-        wall, cpu = zip(*times[name], strict=True)
-        return statistics.median(wall), statistics.median(cpu)
 
-    return median("plain"), median("private")
+def speed(case: Any, engine: str, rounds: int) -> dict[str, Any]:
+    """Medians a step of plain and private training in this process."""
+    data = case.data(case.steps * case.batch_size)
+    models = {name: compiled(case, name) for name in (*PLAIN, engine)}
+    steps = dict.fromkeys(models, case.steps)
+    for name, model in models.items():
+        block(model, case, data, 1)
+        wall, _ = block(model, case, data, 1)
+        if name == engine:
+            steps[name] = max(1, min(case.steps, int(1e3 * SLOW_BLOCK / wall)))
+    times = measure.interleaved(
+        {
+            name: lambda name=name, model=model: block(model, case, data, steps[name])
+            for name, model in models.items()
+        },
+        rounds,
+        optional=PLAIN[1:],
+    )
+    return measure.compared(times, PLAIN, engine)
+
+
+def cost(case: Any, kind: str) -> dict[str, Any]:
+    """Seconds of the first fit, of one step, and peak memory of this process."""
+    data = case.data(4 * case.batch_size)
+    model = compiled(case, kind)
+    start = time.perf_counter()
+    block(model, case, data, 1)
+    first_fit = time.perf_counter() - start
+    block(model, case, data, 4)
+    return {"first_fit": first_fit, "peak_mib": measure.peak_mib()}
+
+
+def error(case: Any, engine: str, floatx: str) -> dict[str, Any]:
+    """How far the engine's clipped sum is from the loop's."""
+    import keras
+    import numpy as np
+
+    import dp_train
+
+    keras.config.set_floatx(floatx)
+    keras.utils.set_random_seed(0)
+    x, y = case.data(ERROR_ROWS, seed=1)
+    x = x.astype(floatx) if x.dtype == np.float32 else x
+
+    def clipped(model: Any, rows: slice, clip: float) -> list[Any]:
+        found = dp_train.clipped_gradients(model, x[rows], y[rows], l2_norm_clip=clip)
+        return [np.asarray(g, np.float64) for g in found.take()]
+
+    def norm(gradients: list[Any]) -> float:
+        return float(np.sqrt(sum(np.sum(g**2) for g in gradients)))
+
+    reference, model = (compiled(case, name) for name in ("loop", engine))
+    model.set_weights(reference.get_weights())
+    norms = [norm(clipped(reference, slice(i, i + 1), 1e9)) for i in range(ERROR_ROWS)]
+    clip = float(np.median(norms))
+    expected = clipped(reference, slice(None), clip)
+    sums = clipped(model, slice(None), clip)
+    floor = norm(expected) / 1000
+    return {
+        "error": max(
+            norm([a - b]) / max(norm([b]), floor)
+            for a, b in zip(sums, expected, strict=True)
+        )
+    }
+
+
+def work(task: str, name: str, kind: str, rounds: int) -> dict[str, Any]:
+    """One measurement, in the process of its own that it is started in."""
+    case = CASES[name]
+    if task == "speed":
+        return speed(case, kind, rounds)
+    if task == "cost":
+        return cost(case, kind)
+    return error(case, kind, task)
+
+
+def speed_cells(times: dict[str, Any]) -> list[str]:
+    """Milliseconds and ratios, or why there are none."""
+    if "failed" in times:
+        return [times["failed"], "", "", ""]
+    plain, private, wall, cpu = (
+        measure.figure(times[k]) for k in ("plain_ms", "private_ms", "wall", "cpu")
+    )
+    return [plain + " (XLA)" * (times["plain"] == PLAIN[1]), private, wall, cpu]
+
+
+def further_cells(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Memory, time of the first fit and errors, or why there are none."""
+
+    def pair(text: str, tasks: tuple[str, str], separator: str) -> str:
+        cells = (found[t].get("failed") or text.format(**found[t]) for t in tasks)
+        return separator.join(cells)
+
+    return [
+        pair("{peak_mib:.0f}", ("private", "plain"), " / "),
+        pair("{first_fit:.1f}", ("private", "plain"), " / "),
+        pair("{error:.0e}", ("float32", "float64"), ", "),
+    ]
 
 
 def main() -> None:
-    """Measures every model and engine and prints the table."""
+    """Prints the table, or does one measurement of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add(
-        "--engines",
-        nargs="+",
-        default=["auto", "vectorized"],
-        help="as in make_private",
-    )
-    add("--steps", type=int, default=20, help="steps in a block")
-    add("--blocks", type=int, default=7, help="blocks of each kind")
-    add("--smoke", action="store_true", help="two short blocks: does it run?")
+    add("--models", nargs="+", default=list(CASES), choices=CASES)
+    add("--engines", nargs="+", default=["auto"], help="as in make_private")
+    add("--rounds", type=int, default=9, help="blocks of each kind")
+    add("--limit", type=float, default=300, help="seconds for each measurement")
+    add("--only-speed", action="store_true", help="no memory, no errors")
+    add("--smoke", action="store_true", help="one short round: does it run?")
+    add("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    steps, blocks = (2, 2) if options.smoke else (options.steps, options.blocks)
+    rounds = 1 if options.smoke else options.rounds
+    if options.work:
+        print(json.dumps(work(*options.work, rounds)))
+        return
 
-    print("milliseconds a step: wall / CPU of all threads")
-    head = f"{'model':<20}{'batch':>6}  {'engine':<12}"
-    print(f"{head}{'plain':>14}{'private':>16}{'ratio wall / CPU':>20}")
-    for name, (make_model, batch_size) in MODELS.items():
+    def measured(task: str, name: str, kind: str) -> dict[str, Any]:
+        arguments = ["--work", task, name, kind, "--rounds", str(rounds)]
+        script = Path(__file__).resolve()
+        return measure.in_process(sys.executable, script, arguments, options.limit)
+
+    print(f"{measure.machine()}, {measure.load()}; times are milliseconds a step\n")
+    speeds = ["plain", "private", "wall ratio", "CPU ratio"]
+    further = ["peak MiB, private / plain", "first fit s, private / plain"]
+    further += ["error float32, float64"]
+    table = measure.Table(
+        "model (batch)", "engine", *speeds, *([] if options.only_speed else further)
+    )
+    for name in options.models:
+        case = CASES[name]
+        plain: dict[str, Any] = {}
         for engine in options.engines:
-            plain, private = measured(make_model, engine, batch_size, steps, blocks)
-            row = f"{name:<20}{batch_size:>6}  {engine:<12}"
-            row += f"{plain[0]:>7.1f} /{plain[1]:>5.1f}"
-            row += f"{private[0]:>9.1f} /{private[1]:>5.0f}"
-            row += f"{private[0] / plain[0]:>13.1f} /{private[1] / plain[1]:>5.1f}"
-            print(row, flush=True)
+            row = speed_cells(measured("speed", name, engine))
+            if not options.only_speed:
+                plain = plain or measured("cost", name, PLAIN[0])
+                found = {"plain": plain, "private": measured("cost", name, engine)}
+                for floatx in ("float32", "float64"):
+                    found[floatx] = measured(floatx, name, engine)
+                row += further_cells(found)
+            table.row(f"{case.title} ({case.batch_size})", engine, *row)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tutorials and benchmarks run from the command line, as a reader runs them."""
+"""Tutorials run from the command line, as a reader runs them."""
 
 import os
 import subprocess
@@ -59,13 +59,6 @@ def test_accuracy_against_epsilon_writes_its_picture(tmp_path):
 
     assert "infinity" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_benchmark_prints_a_ratio_for_each_model(tmp_path):
-    printed = run("benchmarks/step_ratio.py", cwd=tmp_path)
-
-    assert "MLP 784-256-256-10     256  vectorized" in printed
-    assert "CNN 16-32-32-10        250  vectorized" in printed
 
 
 def test_quiet_start_up_hides_the_lines_of_tensorflow_only(capfd):
