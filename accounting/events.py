@@ -5,69 +5,53 @@ often it happened is a count beside it, and `merge_counts` is the only place whe
 counts of equal things are added.
 """
 
-import abc
 import dataclasses
-import math
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-Key = TypeVar("Key", bound=Hashable)
+from accounting.event_base import (
+    Event,
+    UnsupportedEventError,
+    checked_count,
+    checked_probability,
+    merge_counts,
+    require_event,
+)
+from accounting.noise_events import (
+    ApproximateEvent,
+    DiscreteGaussianEvent,
+    DiscreteLaplaceEvent,
+    GaussianEvent,
+    LaplaceEvent,
+    MixtureOfGaussiansEvent,
+    PureEvent,
+    RandomizedResponseEvent,
+    ZeroConcentratedEvent,
+    user_level,
+)
 
-
-class UnsupportedEventError(ValueError):
-    """An accountant met an event for which it has no sound bound."""
-
-    def __init__(
-        self, event: object, accountant: str, relation: str, reason: str, advice: str
-    ) -> None:
-        super().__init__(
-            f"The {accountant} accountant has no bound for {event!r} under {relation}."
-            f" {reason} {advice}"
-        )
-        self.event = event
-
-
-class Event(abc.ABC):
-    """What one release did. Subclasses are frozen, hashable and final."""
-
-    __slots__ = ()
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """The event in a few words, for the report."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe mapping that `event_from_dict` turns back into an equal event."""
-        result: dict[str, Any] = {"type": type(self).__name__}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            result[field.name] = value.to_dict() if isinstance(value, Event) else value
-        return result
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class GaussianEvent(Event):
-    """A sum over the data plus Gaussian noise, without sampling.
-
-    Attributes:
-        noise_multiplier: standard deviation of the noise / clip norm, >= 0, finite.
-            0 means no noise: epsilon is then infinite.
-    """
-
-    noise_multiplier: float
-
-    def __post_init__(self) -> None:
-        value = _real("noise_multiplier", self.noise_multiplier)
-        if not (0 <= value < math.inf):
-            raise ValueError(
-                f"noise_multiplier is {value!r}, not a finite number >= 0. It is the"
-                " standard deviation of the noise in units of the clip norm, which"
-                " decides epsilon. Pass a number such as 1.1, or 0 for no noise."
-            )
-        object.__setattr__(self, "noise_multiplier", value)
-
-    def describe(self) -> str:
-        return f"Gaussian noise, multiplier {self.noise_multiplier:.6g}"
+__all__ = [
+    "ApproximateEvent",
+    "DiscreteGaussianEvent",
+    "DiscreteLaplaceEvent",
+    "Event",
+    "FixedSizeSampledEvent",
+    "GaussianEvent",
+    "LaplaceEvent",
+    "MixtureOfGaussiansEvent",
+    "PoissonSampledEvent",
+    "PureEvent",
+    "RandomAllocationEvent",
+    "RandomizedResponseEvent",
+    "TruncatedPoissonSampledEvent",
+    "UnsupportedEventError",
+    "UnverifiedSamplingEvent",
+    "ZeroConcentratedEvent",
+    "checked_count",
+    "event_from_dict",
+    "merge_counts",
+    "user_level",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,15 +67,9 @@ class PoissonSampledEvent(Event):
     event: Event
 
     def __post_init__(self) -> None:
-        value = _real("sampling_probability", self.sampling_probability)
-        if not (0 <= value <= 1):
-            raise ValueError(
-                f"sampling_probability is {value!r}, outside [0, 1]. It is the chance"
-                " that an example enters the batch, so no bound holds for it. Pass"
-                " expected batch size / number of examples."
-            )
+        value = _sampling_probability(self.sampling_probability)
         object.__setattr__(self, "sampling_probability", value)
-        _require_event(self.event)
+        require_event(self.event)
 
     def describe(self) -> str:
         return (
@@ -127,12 +105,74 @@ class FixedSizeSampledEvent(Event):
                 f" {self.population}. No batch without replacement has that size. Pass"
                 " the number of examples drawn."
             )
-        _require_event(self.event)
+        require_event(self.event)
 
     def describe(self) -> str:
         return (
             f"{self.event.describe()}, {self.batch_size} of {self.population} examples"
             " without replacement"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TruncatedPoissonSampledEvent(Event):
+    """An event on a Poisson batch that was cut to a largest size.
+
+    Where more examples than that were drawn, a uniformly random subset of them of the
+    largest size is kept (arXiv:2508.15089). Which batches were cut stays secret.
+
+    Attributes:
+        sampling_probability: chance of each example before the cut, in [0, 1].
+        event: what was released about the batch.
+        dataset_size: number of examples, >= 1; for adding or removing one, the larger.
+        max_batch_size: the largest size, >= 1.
+    """
+
+    sampling_probability: float
+    event: Event
+    dataset_size: int
+    max_batch_size: int
+
+    def __post_init__(self) -> None:
+        value = _sampling_probability(self.sampling_probability)
+        object.__setattr__(self, "sampling_probability", value)
+        require_event(self.event)
+        for name in ("dataset_size", "max_batch_size"):
+            object.__setattr__(self, name, checked_count(getattr(self, name), name))
+
+    def describe(self) -> str:
+        return (
+            f"{self.event.describe()}, Poisson-sampled with probability"
+            f" {self.sampling_probability:.6g} from {self.dataset_size} examples, at"
+            f" most {self.max_batch_size} kept"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RandomAllocationEvent(Event):
+    """One epoch in which each example took part in exactly one of several steps.
+
+    Each example draws its step uniformly, by itself and secretly: balls-in-bins with
+    one ball (arXiv:2502.08202). Every epoch draws anew, and its count is the number of
+    epochs. A shuffled pass with batches of a fixed size is something else.
+
+    Attributes:
+        bins: number of steps of the epoch, >= 1.
+        event: what each step released about its batch.
+    """
+
+    bins: int
+    event: Event
+
+    def __post_init__(self) -> None:
+        bins = checked_count(self.bins, "bins", "the number of steps of an epoch")
+        object.__setattr__(self, "bins", bins)
+        require_event(self.event)
+
+    def describe(self) -> str:
+        return (
+            f"{self.event.describe()} in each of {self.bins} steps, every example in"
+            " one of them at random"
         )
 
 
@@ -152,17 +192,30 @@ class UnverifiedSamplingEvent(Event):
     event: Event
 
     def __post_init__(self) -> None:
-        _require_event(self.event)
+        require_event(self.event)
 
     def describe(self) -> str:
         return f"{self.event.describe()}, ready-made batches, no amplification"
 
 
 _EVENT_TYPES: dict[str, type[Event]] = {
-    "FixedSizeSampledEvent": FixedSizeSampledEvent,
-    "GaussianEvent": GaussianEvent,
-    "PoissonSampledEvent": PoissonSampledEvent,
-    "UnverifiedSamplingEvent": UnverifiedSamplingEvent,
+    kind.__name__: kind
+    for kind in (
+        ApproximateEvent,
+        DiscreteGaussianEvent,
+        DiscreteLaplaceEvent,
+        FixedSizeSampledEvent,
+        GaussianEvent,
+        LaplaceEvent,
+        MixtureOfGaussiansEvent,
+        PoissonSampledEvent,
+        PureEvent,
+        RandomAllocationEvent,
+        RandomizedResponseEvent,
+        TruncatedPoissonSampledEvent,
+        UnverifiedSamplingEvent,
+        ZeroConcentratedEvent,
+    )
 }
 
 
@@ -196,54 +249,20 @@ def event_from_dict(mapping: Mapping[str, Any]) -> Event:
             " that is dropped or made up changes what was released. Pass what"
             " Event.to_dict returned."
         )
-    values = {
-        key: event_from_dict(mapping[key]) if key == "event" else mapping[key]
-        for key in names
-    }
+    values = {key: _from_json(key, mapping[key]) for key in names}
     return kind(**values)
 
 
-def merge_counts(pairs: Iterable[tuple[Key, int]]) -> tuple[tuple[Key, int], ...]:
-    """Adds the counts of equal keys; keys stay in order of first appearance.
-
-    >>> merge_counts([("a", 1), ("b", 2), ("a", 3)])
-    (('a', 4), ('b', 2))
-    """
-    totals: dict[Key, int] = {}
-    for key, count in pairs:
-        totals[key] = totals.get(key, 0) + count
-    return tuple(totals.items())
+def _from_json(key: str, value: Any) -> Any:
+    if key == "event":
+        return event_from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
-def checked_count(count: object, name: str = "count") -> int:
-    """The count as an int; refuses everything that is not a whole number >= 1."""
-    if type(count) is int and count >= 1:
-        return count
-    is_whole = not isinstance(count, bool) and hasattr(count, "__index__")
-    if not is_whole or count.__index__() < 1:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"{name} is {count!r}, not a whole number >= 1. It is how often the release"
-            " happened; anything else would lower epsilon. Pass the number of releases."
-            if name == "count"
-            else f"{name} is {count!r}, not a whole number >= 1. It is a number of"
-            " examples, on which epsilon depends. Pass that number."
-        )
-    return int(count.__index__())  # type: ignore[attr-defined]
-
-
-def _real(name: str, value: object) -> float:
-    """Value as a float; refuses what is not a real number."""
-    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise ValueError(
-            f"{name} is {value!r}, not a number. Epsilon is computed from it. Pass a"
-            " real number."
-        )
-    return float(value)
-
-
-def _require_event(event: object) -> None:
-    if not isinstance(event, Event):
-        raise ValueError(
-            f"event is {event!r}, not an Event. What was released must be stated in"
-            " full to be counted. Pass for example GaussianEvent(1.1)."
-        )
+def _sampling_probability(value: object) -> float:
+    return checked_probability(
+        "sampling_probability",
+        value,
+        "the chance that an example enters the batch",
+        "Pass expected batch size / number of examples.",
+    )

@@ -10,21 +10,52 @@ import pytest
 
 from accounting.accountant import Bounds
 from accounting.events import (
+    _EVENT_TYPES,
+    ApproximateEvent,
+    DiscreteGaussianEvent,
+    DiscreteLaplaceEvent,
     Event,
+    FixedSizeSampledEvent,
     GaussianEvent,
+    LaplaceEvent,
+    MixtureOfGaussiansEvent,
     PoissonSampledEvent,
+    PureEvent,
+    RandomAllocationEvent,
+    RandomizedResponseEvent,
+    TruncatedPoissonSampledEvent,
     UnverifiedSamplingEvent,
+    ZeroConcentratedEvent,
     event_from_dict,
     merge_counts,
+    user_level,
 )
 from accounting.relations import NeighboringRelation
 
+# One of each kind at least.
 EVENTS = [
     GaussianEvent(0),
     GaussianEvent(1.1),
     PoissonSampledEvent(0.004, GaussianEvent(0.7)),
     UnverifiedSamplingEvent(GaussianEvent(2)),
+    FixedSizeSampledEvent(60_000, 256, GaussianEvent(1.1)),
+    LaplaceEvent(3),
+    PoissonSampledEvent(0.1, LaplaceEvent(3)),
+    DiscreteGaussianEvent(10, 2),
+    DiscreteLaplaceEvent(1.5),
+    MixtureOfGaussiansEvent(1.1, [0, 1.5], [0.9, 0.1]),
+    user_level(0.01, 1.0, 5),
+    RandomizedResponseEvent(0.5, 3),
+    PureEvent(1),
+    ApproximateEvent(1, 1e-9),
+    ZeroConcentratedEvent(0.1),
+    TruncatedPoissonSampledEvent(0.01, GaussianEvent(1.1), 1000, 20),
+    RandomAllocationEvent(100, GaussianEvent(1)),
 ]
+
+
+def test_every_known_event_is_tested() -> None:
+    assert {type(event).__name__ for event in EVENTS} == set(_EVENT_TYPES)
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=str)
@@ -37,6 +68,13 @@ def test_event_survives_json_pickle_and_copy(event) -> None:
     ):
         assert twin == event
         assert hash(twin) == hash(event)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+def test_event_describes_itself_in_one_line(event) -> None:
+    text = event.describe()
+    assert len(text) > 10
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=str)
@@ -73,6 +111,38 @@ def test_sampling_probability_out_of_range_is_refused(probability) -> None:
         PoissonSampledEvent(probability, GaussianEvent(1.0))
 
 
+@pytest.mark.parametrize(
+    ("build", "advice"),
+    [
+        (lambda: MixtureOfGaussiansEvent(1, [0, 1], [0.5, 0.4]), "of sum 1"),
+        (lambda: MixtureOfGaussiansEvent(1, [1], [0.5, 0.5]), "for each sensitivity"),
+        (lambda: MixtureOfGaussiansEvent(1, [-1], [1]), "proved for the release"),
+        (lambda: RandomizedResponseEvent(1.5, 2), "Pass for example 0.5"),
+        (lambda: RandomizedResponseEvent(0.5, 0), "how many categories"),
+        (lambda: DiscreteGaussianEvent(1.0, 1.5), "how far one example moves"),
+        (lambda: PureEvent(math.inf), "proved for the release"),
+        (lambda: ApproximateEvent(1.0, 2.0), "Pass for example 1e-6"),
+        (lambda: ZeroConcentratedEvent(-1.0), "proved for the release"),
+        (lambda: RandomAllocationEvent(0, GaussianEvent(1)), "steps of an epoch"),
+        (lambda: user_level(0.1, 1.0, 2000), "Bound the examples of a user"),
+        (
+            lambda: TruncatedPoissonSampledEvent(0.1, GaussianEvent(1), 9, 0),
+            "Pass that",
+        ),
+    ],
+)
+def test_facts_out_of_range_are_refused(build, advice) -> None:
+    with pytest.raises(ValueError, match=advice):
+        build()
+
+
+def test_user_level_is_the_binomial_law() -> None:
+    event = user_level(0.3, 1.0, 4)
+    assert event.sensitivities == (0, 1, 2, 3, 4)
+    expected = [0.2401, 0.4116, 0.2646, 0.0756, 0.0081]
+    assert event.probabilities == pytest.approx(expected, rel=1e-14)
+
+
 @pytest.mark.parametrize("wrap", [lambda e: PoissonSampledEvent(0.1, e)])
 def test_inner_event_that_is_none_is_refused(wrap) -> None:
     for build in (wrap, UnverifiedSamplingEvent):
@@ -84,14 +154,14 @@ def test_inner_event_that_is_none_is_refused(wrap) -> None:
     ("mapping", "advice"),
     [
         ("GaussianEvent", "Pass what Event.to_dict returned"),
-        ({}, "Known types: FixedSizeSampledEvent, GaussianEvent"),
+        ({}, "Known types: ApproximateEvent, DiscreteGaussianEvent"),
         (
             {"type": "os.system", "command": "ls"},
-            "Known types: FixedSizeSampledEvent, GaussianEvent",
+            "Known types: ApproximateEvent, DiscreteGaussianEvent",
         ),
         (
             {"type": ["GaussianEvent"]},
-            "Known types: FixedSizeSampledEvent, GaussianEvent",
+            "Known types: ApproximateEvent, DiscreteGaussianEvent",
         ),
         ({"type": "GaussianEvent"}, "Pass what Event.to_dict returned"),
         (
