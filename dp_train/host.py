@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,12 +156,31 @@ def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
 
 
 @contextmanager
+def replaced_calls(
+    layers: Iterable[keras.layers.Layer],
+    around: Callable[[keras.layers.Layer, Any], Any],
+) -> Iterator[None]:
+    """Inside the block each layer's `call` is around(layer, call)."""
+    layers = list(layers)
+    previous = [vars(layer).get("call") for layer in layers]
+    for layer in layers:
+        object.__setattr__(layer, "call", around(layer, layer.call))
+    try:
+        yield
+    finally:
+        for layer, call in zip(layers, previous, strict=True):
+            if call is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", call)
+
+
+@contextmanager
 def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
     """Appends (layer, first rows of its outputs) for each call of a leaf layer."""
-    leaves = [layer for layer in sublayers(model) if not layer._layers]
 
-    def recording(layer: keras.layers.Layer, call: Any) -> Any:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
             rows = [
                 tf.cast(t[0], tf.float64).numpy() for t in keras.tree.flatten(outputs)
@@ -169,15 +188,40 @@ def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
             calls.append((layer, rows))
             return outputs
 
-        return wrapper
+        return recording
 
-    for layer in leaves:
-        object.__setattr__(layer, "call", recording(layer, layer.call))
-    try:
+    with replaced_calls([s for s in sublayers(model) if not s._layers], around):
         yield
-    finally:
-        for layer in leaves:
-            object.__delattr__(layer, "call")
+
+
+@contextmanager
+def inlined_convolutions(model: keras.Model) -> Iterator[None]:
+    """float32 convolutions with groups as plain ops inside the block.
+
+    On CPU Keras hides them in a function that XLA compiles. oneDNN, which TensorFlow
+    2.21 uses for float32, computes them and their gradients without it.
+    """
+
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def inlined(*args: Any, **kwargs: Any) -> Any:
+            before = tf.config.functions_run_eagerly()
+            tf.config.run_functions_eagerly(True)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                tf.config.run_functions_eagerly(before)
+
+        return inlined
+
+    grouped = [
+        s
+        for s in sublayers(model)
+        if getattr(s, "groups", 1) != 1
+        and hasattr(s, "kernel_size")
+        and s.compute_dtype == "float32"
+    ]
+    with replaced_calls(grouped, around):
+        yield
 
 
 def is_trainable_state_changed(model: keras.Model) -> bool:

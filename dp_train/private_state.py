@@ -63,7 +63,8 @@ def clipped_sum_of(
     """Clipped sum over rows, gradients of the regularisers, and what metrics need."""
     state = model._privacy
     variables = model.trainable_variables
-    objective = Objective(model, variables, state.seed_states)
+    alone = [layer for layer, _ in state.plan.alone]
+    objective = Objective(model, variables, state.seed_states, alone=alone)
     gradients, outputs = choose.clipped_sum(
         state.plan.engine, objective, rows, l2_norm_clip, state.microbatch
     )

@@ -3,7 +3,8 @@
 1. Run the unmodified model on the whole batch with each weight replaced by an identity
    of it, and the model's own loss on each example's predictions alone.
 2. Follow each identity through ops that read no data to the ops that mix it with data:
-   its sites (dp_train/kernels has one rule for each family of ops).
+   its sites (dp_train/kernels has one rule for each family of ops). A layer with ops
+   that no rule knows is run one example at a time (gradients/alone.py).
 3. One backward pass gives the cotangents of the sites' outputs; operand and cotangent
    give each example's gradient norm, and then the clipped sum.
 
@@ -25,6 +26,7 @@ import tensorflow as tf
 
 from dp_train import clipping, host
 from dp_train.gradients import separation
+from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
 from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
@@ -115,18 +117,26 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
     """What clipped_sum would do for each variable.
 
     Raises:
-        UnsupportedSiteError: a weight is used in a way that no kernel knows.
+        UnsupportedSiteError: a weight is used in a way that no kernel knows; its
+            `layer` is the one to run alone, if any.
     """
-    traced = _Traced(objective, rows, objective.example_keys(row_count(rows)))
+    keys = objective.example_keys(row_count(rows))
+    with recorded_spans(objective.model) as spans:
+        try:
+            traced = _Traced(objective, rows, keys)
+        except UnsupportedSiteError as error:
+            if error.op is not None:
+                error.layer = owner(error.op, spans)
+            raise
     found = []
     for variable, sites, contribution in zip(
         objective.variables, traced.sites, traced.contributions, strict=True
     ):
-        ops = collections.Counter(site.op.type for site in sites)
+        places = collections.Counter(sites)
         found.append(
             PlanRow(
                 variable.path,
-                ", ".join(f"{n} x {op}" if n > 1 else op for op, n in ops.items()),
+                ", ".join(f"{n} x {op}" if n > 1 else op for op, n in places.items()),
                 "noise only" if contribution is None else contribution.rule,
                 0 if contribution is None else contribution.kept_per_row,
                 0 if contribution is None else contribution.scratch_per_row,
@@ -136,7 +146,13 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
 
 
 class _Traced:
-    """One forward and one backward pass, and what they say about every weight."""
+    """One forward and one backward pass, and what they say about every weight.
+
+    Attributes:
+        outputs: losses, predictions and masks.
+        contributions: per-example gradients of each weight; None if not reached.
+        sites: for each weight, the names of what reads it.
+    """
 
     def __init__(
         self, objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
@@ -146,21 +162,37 @@ class _Traced:
         self.weights = weight_values(objective.variables)
         # One key for the whole batch: random layers draw per example by themselves.
         batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
-        self.outputs = _forward(objective, self.weights, rows, batch_keys)
+        with run_alone(objective) as alone:
+            self.outputs = _forward(objective, self.weights, rows, batch_keys, alone)
         with_data = _ops_with_data(rows)
         found = [_sites(weight, with_data) for weight in self.weights]
-        outputs = {id(s.op): s.op.outputs[0] for sites in found for s in sites}
+        outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
+        outputs |= {
+            id(t): t for call in alone for t in call.outputs if t.dtype.is_floating
+        }
         gradients = tf.gradients(self.outputs[0], list(outputs.values()))
         cotangents = {
-            op: tf.convert_to_tensor(gradient)
-            for op, gradient in zip(outputs, gradients, strict=True)
+            output: tf.convert_to_tensor(gradient)
+            for output, gradient in zip(outputs, gradients, strict=True)
             if gradient is not None
         }
-        self.sites = [[s for s in sites if id(s.op) in cotangents] for sites in found]
+        reached = [
+            [s for s in sites if id(s.op.outputs[0]) in cotangents] for sites in found
+        ]
+        from_calls = [call.contributions(cotangents) for call in alone]
+        self.sites = [[s.op.type for s in sites] for sites in reached]
+        for call, contributions in zip(alone, from_calls, strict=True):
+            for names, contribution in zip(self.sites, contributions, strict=True):
+                if contribution is not None:
+                    names.append(call.layer.name)
         self.contributions, self._operands = zip(
             *(
-                _contribution(weight, sites, cotangents, batch)
-                for weight, sites in zip(self.weights, self.sites, strict=True)
+                _contribution(
+                    weight, sites, cotangents, batch, [k for k in kept if k is not None]
+                )
+                for weight, sites, *kept in zip(
+                    self.weights, reached, *from_calls, strict=True
+                )
             ),
             strict=True,
         )
@@ -186,8 +218,13 @@ def _forward(
     weights: Sequence[tf.Tensor],
     rows: Rows,
     keys: Sequence[tf.Tensor],
+    alone: Sequence[AloneCall],
 ) -> Outputs:
-    """Losses [b] of each example alone, predictions and masks of the batch."""
+    """Losses [b] of each example alone, predictions and masks of the batch.
+
+    Args:
+        alone: calls that were mapped over examples, once the model has been called.
+    """
     x, y, sample_weight = rows
     model = objective.model
     if host.recurrent_layers(model) and not all(
@@ -201,13 +238,18 @@ def _forward(
     with (
         host.without_regularization_losses(model),
         host.unrolled_recurrence(model),
+        host.inlined_convolutions(model),
         keras.StatelessScope(mapping, collect_losses=True) as scope,
     ):
         y_pred = host.call_model(model, x, objective.training)
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
         masks = map_rows(host.get_mask, y_pred)
-        separation.check(tensors(x), tensors((y_pred, masks)))
+        separation.check(
+            tensors(x),
+            [*tensors((y_pred, masks)), *(t for c in alone for t in c.elements)],
+            [t for c in alone for t in c.outputs],
+        )
         given = (x, y, sample_weight, y_pred, masks)
 
         def one(elements: list[tf.Tensor]) -> tf.Tensor:
@@ -254,33 +296,44 @@ def _contribution(
     sites: list[Site],
     cotangents: dict[int, tf.Tensor],
     batch: tf.Tensor,
+    alone: list[Kept],
 ) -> tuple[Contribution | None, tf.Tensor]:
     """The per-example gradients of one weight over its sites, and of which tensor.
 
     They stay in the shape of the sites' common operand where that is the weight
     rearranged; else every example's gradient is moved back to the weight.
+
+    Args:
+        alone: gradients in the weight's shape, from layers that run alone.
     """
     found: list[Contribution] = []
     for site in sites:
         kernel = KERNELS.get(site.op.type)
         if kernel is None:
-            raise UnsupportedSiteError(f"no kernel reads {site.op.type}")
-        found.append(kernel(site.op, site.operand, cotangents[id(site.op)], batch))
-    if not found:
+            raise UnsupportedSiteError(f"no kernel reads {site.op.type}", site.op)
+        cotangent = cotangents[id(site.op.outputs[0])]
+        try:
+            found.append(kernel(site.op, site.operand, cotangent, batch))
+        except UnsupportedSiteError as error:
+            error.op = site.op
+            raise
+    if not found and not alone:
         return None, weight
-    operand = sites[0].weight
-    if all(s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites):
-        return functools.reduce(lambda a, b: a.plus(b), found), operand
+    if not alone:
+        operand = sites[0].weight
+        if all(s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites):
+            return functools.reduce(lambda a, b: a.plus(b), found), operand
     moved = [
         _moved_to_weight(weight, site.weight, contribution)
         for site, contribution in zip(sites, found, strict=True)
     ]
-    return functools.reduce(lambda a, b: a.plus(b), moved), weight
+    together: list[Contribution] = [*moved, *alone]
+    return functools.reduce(lambda a, b: a.plus(b), together), weight
 
 
 def _moved_to_weight(
     weight: tf.Tensor, operand: tf.Tensor, contribution: Contribution
-) -> Contribution:
+) -> Kept:
     """Each example's gradient, moved back through the ops that made the operand."""
 
     def one(elements: list[tf.Tensor]) -> tf.Tensor:

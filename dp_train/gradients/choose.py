@@ -7,13 +7,16 @@ result depends on the choice, only memory and speed do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from dp_train import host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, loop, vectorized
 from dp_train.gradients.certificate import NotCertifiedError, certify
@@ -54,6 +57,10 @@ def check_engine_name(gradients: str) -> str:
     return gradients
 
 
+Alone = tuple[tuple[keras.layers.Layer, str], ...]
+"""(layer, reason) of layers that run one example at a time."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which engine computes per-example gradients, how, and why no faster one.
@@ -63,16 +70,22 @@ class Plan:
         refused: (engine, reason) of those that were tried before.
         rows: one line a variable; empty unless the engine is "bookkeeping".
         numbers_per_row: numbers in memory for each example of a chunk.
+        alone: (layer, reason) of those that the engine runs one example at a time.
     """
 
     engine: str
     refused: tuple[tuple[str, str], ...]
     rows: tuple[bookkeeping.PlanRow, ...]
     numbers_per_row: int
+    alone: Alone = ()
 
     def __str__(self) -> str:
         lines = [f"per-example gradients by engine {self.engine!r}"]
         lines += [f"  not {name!r}: {reason}" for name, reason in self.refused]
+        lines += [
+            f"  layer {layer.name!r} one example at a time: {reason}"
+            for layer, reason in self.alone
+        ]
         lines.append(f"  {4 * self.numbers_per_row:,} bytes for each example")
         if self.rows:
             header = ("variable", "meets data at", "rule", "kept numbers")
@@ -107,13 +120,20 @@ def make_plan(
         try:
             if name == "bookkeeping" and not is_graph:
                 raise NotCertifiedError("run_eagerly=True leaves no graph to read")
-            rows = _plan_rows(objective, spec) if name == "bookkeeping" else ()
+            rows: tuple[bookkeeping.PlanRow, ...] = ()
+            alone: Alone = ()
+            if name == "bookkeeping":
+                rows, alone = plan_rows(objective, spec)
+                objective = dataclasses.replace(
+                    objective, alone=[layer for layer, _ in alone]
+                )
             if name != "loop":
                 certify(ENGINES[name], objective, example)
         except (UnsupportedSiteError, NotCertifiedError) as error:
             refused.append((name, str(error)))
             continue
-        return Plan(name, tuple(refused), rows, _numbers_per_row(name, objective, rows))
+        numbers = _numbers_per_row(name, objective, rows)
+        return Plan(name, tuple(refused), rows, numbers, alone)
     ((name, reason),) = refused
     raise NotPrivateError(
         f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
@@ -121,19 +141,39 @@ def make_plan(
     )
 
 
-def _plan_rows(objective: Objective, spec: Rows) -> tuple[bookkeeping.PlanRow, ...]:
-    """Traces the book-keeping engine for a batch of unknown size."""
-    found: list[bookkeeping.PlanRow] = []
+def plan_rows(
+    objective: Objective, spec: Rows
+) -> tuple[tuple[bookkeeping.PlanRow, ...], Alone]:
+    """Traces the book-keeping engine for a batch of unknown size.
 
-    @tf.function(autograph=False)
+    Returns:
+        A row for each variable, and the layers that must run alone, with the reason.
+    """
+    found: list[bookkeeping.PlanRow] = []
+    alone: dict[keras.layers.Layer, str] = {}
+    like = map_rows(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), spec)
+
     def trace(rows: Rows) -> tf.Tensor:
-        found[:] = bookkeeping.plan(objective, rows)
+        found[:] = bookkeeping.plan(
+            dataclasses.replace(objective, alone=list(alone)), rows
+        )
         return tf.zeros([])
 
-    trace.get_concrete_function(
-        map_rows(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), spec)
-    )
-    return tuple(found)
+    while True:
+        try:
+            tf.function(trace, autograph=False).get_concrete_function(like)
+            return tuple(found), tuple(alone.items())
+        except UnsupportedSiteError as error:
+            layer = error.layer
+            if layer is None or layer in alone:
+                raise
+            alone[layer] = str(error)
+            # What two layers of a class need, the others most likely need too.
+            same = [
+                s for s in host.sublayers(objective.model) if type(s) is type(layer)
+            ]
+            if sum(s in alone for s in same) > 1:
+                alone |= dict.fromkeys(same, str(error))
 
 
 def _numbers_per_row(

@@ -33,12 +33,14 @@ class Objective:
         variables: the trainable variables, in the model's order.
         seed_states: state variables of the seed generators that a training call moves.
         training: False switches random layers off, to compare engines.
+        alone: layers that book-keeping runs one example at a time.
     """
 
     model: keras.Model
     variables: Sequence[keras.Variable]
     seed_states: Sequence[keras.Variable]
     training: bool = True
+    alone: Sequence[keras.layers.Layer] = ()
 
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
         """Advances each seed generator once and gives every example its own state.

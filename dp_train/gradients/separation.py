@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from dp_train.kernels.contribution import UnsupportedSiteError
@@ -72,19 +73,25 @@ _OF_SIZES = frozenset(
 )
 
 
-def check(inputs: Iterable[tf.Tensor], outputs: Iterable[tf.Tensor]) -> None:
+def check(
+    inputs: Iterable[tf.Tensor],
+    outputs: Iterable[tf.Tensor],
+    apart: Iterable[tf.Tensor] = (),
+) -> None:
     """Walks from inputs to outputs.
 
     Args:
         inputs: data tensors [b, ...] whose batch size is hidden (None).
-        outputs: predictions [b, ...].
+        outputs: predictions [b, ...], and what was made into `apart`.
+        apart: tensors [b, ...] whose examples are known to be apart if those of what
+            they were made of are.
 
     Raises:
         UnsupportedSiteError: an op may mix examples; the message names it.
     """
-    kinds: Kinds = {id(t): Examples(0, 1) for t in inputs}
-    outputs = list(outputs)
-    needed = _ancestors(outputs)
+    outputs, apart = list(outputs), list(apart)
+    kinds: Kinds = {id(t): Examples(0, 1) for t in [*inputs, *apart]}
+    needed = _ancestors(outputs, {id(t.op) for t in apart})
     graph = outputs[0].graph
     for op in graph.get_operations():  # in the order of creation: inputs come first
         if id(op) not in needed or not any(id(t) in kinds for t in op.inputs):
@@ -96,12 +103,14 @@ def check(inputs: Iterable[tf.Tensor], outputs: Iterable[tf.Tensor]) -> None:
                 kinds[id(t)] = kind
     for t in outputs:
         if kinds.get(id(t), Examples(0, 1)) != Examples(0, 1):
-            raise UnsupportedSiteError("predictions do not lie along the batch axis")
+            raise UnsupportedSiteError(
+                "predictions do not lie along the batch axis", t.op
+            )
 
 
-def _ancestors(outputs: list[tf.Tensor]) -> set[int]:
-    """ids of the ops that the outputs need."""
-    found: set[int] = set()
+def _ancestors(outputs: list[tf.Tensor], ends: set[int]) -> set[int]:
+    """ids of the ops that the outputs need, up to the ops in `ends`."""
+    found: set[int] = set(ends)
     waiting = [t.op for t in outputs]
     while waiting:
         op = waiting.pop()
@@ -137,8 +146,21 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     return [kind] * len(op.outputs)
 
 
+def _known(t: tf.Tensor) -> Any:
+    """The value of a tensor that does not depend on any run, or None."""
+    value = tf.get_static_value(t)
+    if value is None and t.op.type == "Reshape":
+        value, shape = map(_known, t.op.inputs)
+        return None if value is None or shape is None else value.reshape(shape)
+    if value is None and t.op.type == "Pack":
+        parts = [_known(part) for part in t.op.inputs]
+        is_known = all(part is not None for part in parts)
+        return np.stack(parts, t.op.get_attr("axis")) if is_known else None
+    return value
+
+
 def _mixes(op: tf.Operation) -> UnsupportedSiteError:
-    return UnsupportedSiteError(f"{op.type} ({op.name}) may mix examples")
+    return UnsupportedSiteError(f"{op.type} ({op.name}) may mix examples", op)
 
 
 Rule = Callable[[tf.Operation, list[Kind | None]], Kind | None]
@@ -196,7 +218,7 @@ def _transposed_convolution(op: tf.Operation, given: list[Kind | None]) -> Kind 
 
 def _reducing(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     kind, rank = _only(given, 0), op.inputs[0].shape.rank
-    axes = tf.get_static_value(op.inputs[1])
+    axes = _known(op.inputs[1])
     if kind is None or axes is None or rank is None:
         return None
     dropped = sorted({int(a) % rank for a in axes.reshape(-1)})
@@ -263,7 +285,7 @@ def _reshape(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _expand(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, place = _only(given, 0), tf.get_static_value(op.inputs[1])
+    kind, place = _only(given, 0), _known(op.inputs[1])
     if kind is None or place is None:
         return None
     place = int(place) % op.outputs[0].shape.rank
@@ -279,7 +301,7 @@ def _squeeze(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _transpose(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, order = _only(given, 0), tf.get_static_value(op.inputs[1])
+    kind, order = _only(given, 0), _known(op.inputs[1])
     if kind is None or order is None:
         return None
     return Examples([int(a) for a in order].index(kind.axis), kind.blocks)
@@ -287,7 +309,7 @@ def _transpose(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _gather(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     table, ids, _ = given
-    axis = tf.get_static_value(op.inputs[2])
+    axis = _known(op.inputs[2])
     batch_dims = op.get_attr("batch_dims")
     if axis is None:
         return None
@@ -312,7 +334,7 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
         name: op.get_attr(f"{name}_mask")
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
     }
-    strides = tf.get_static_value(op.inputs[3])
+    strides = _known(op.inputs[3])
     if kind is None or strides is None or kind.axis != 0:
         return None
     if masks["ellipsis"] & 1:
@@ -326,7 +348,7 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _concat(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     *parts, _ = given
-    place = tf.get_static_value(op.inputs[-1])
+    place = _known(op.inputs[-1])
     kinds = set(parts)
     if place is None or len(kinds) != 1:
         return None
@@ -357,7 +379,7 @@ def _unpack(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _split(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     data, place = (1, 0) if op.type == "Split" else (0, 2)
-    kind, axis = _only(given, data), tf.get_static_value(op.inputs[place])
+    kind, axis = _only(given, data), _known(op.inputs[place])
     if kind is None or axis is None:
         return None
     return kind if int(axis) % op.inputs[data].shape.rank != kind.axis else None
@@ -367,7 +389,7 @@ def _along(is_untouched: Callable[[Any], bool]) -> Rule:
     """Ops whose second input says, for each axis, what happens to it."""
 
     def rule(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-        kind, amounts = _only(given, 0), tf.get_static_value(op.inputs[1])
+        kind, amounts = _only(given, 0), _known(op.inputs[1])
         if kind is None or amounts is None or SIZE in given:
             return None
         return kind if is_untouched(amounts[kind.axis]) else None
@@ -376,7 +398,7 @@ def _along(is_untouched: Callable[[Any], bool]) -> Rule:
 
 
 def _reverse(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, axes = _only(given, 0), tf.get_static_value(op.inputs[1])
+    kind, axes = _only(given, 0), _known(op.inputs[1])
     if kind is None or axes is None:
         return None
     rank = op.inputs[0].shape.rank

@@ -9,11 +9,22 @@ import abc
 import functools
 from typing import final
 
+import keras
 import tensorflow as tf
 
 
 class UnsupportedSiteError(Exception):
-    """An op mixes a weight with data in a way that no kernel knows."""
+    """An op mixes a weight with data in a way that no kernel knows.
+
+    Attributes:
+        op: the op, where there is one.
+        layer: the layer that made it, where known.
+    """
+
+    def __init__(self, reason: str, op: tf.Operation | None = None) -> None:
+        super().__init__(reason)
+        self.op = op
+        self.layer: keras.layers.Layer | None = None
 
 
 class Contribution(abc.ABC):

@@ -1,7 +1,7 @@
-"""Conv2D, its transpose and DepthwiseConv2dNative, channels last (Conv1D comes as 2D).
+"""Convolutions in two and three dimensions, channels last (Conv1D comes as Conv2D).
 
-Index letters: b example, p position of the output, k entry of the window, c channel in,
-o channel out, m depth multiplier.
+Index letters: b example, p position of the output, k entry of the window, g group of
+channels, c channel in, o channel out, m depth multiplier.
 """
 
 from __future__ import annotations
@@ -22,18 +22,27 @@ def convolution(
 ) -> Contribution:
     """y = conv(x, W):   gradient_b[k c, o] = sum_p patch_b[p, k c] g_b[p, o].
 
+    With groups of channels, the same within each group.
+
     Args:
-        op: the Conv2D.
+        op: the Conv2D or Conv3D.
         operand: which input is the weight (1).
         cotangent: of the op's output.
         batch: number of examples.
     """
-    shape = op.inputs[1].shape
-    if op.inputs[0].shape[3] != shape[2]:
-        raise UnsupportedSiteError("Conv2D with groups")
+    *window, width, outputs = shape = op.inputs[1].shape
     patches = _patches(op, op.inputs[0], shape, batch)
-    outputs = tf.reshape(cotangent, tf.stack([batch, -1, shape[3]]))
-    gradients = tf.matmul(patches, outputs, transpose_a=True)
+    groups = op.inputs[0].shape[-1] // width
+    if groups == 1:
+        cotangent = tf.reshape(cotangent, tf.stack([batch, -1, outputs]))
+        gradients = tf.matmul(patches, cotangent, transpose_a=True)
+    else:
+        size = math.prod(window)
+        grouped = tf.reshape(patches, tf.stack([batch, -1, size, groups, width]))
+        cotangent = tf.reshape(
+            cotangent, tf.stack([batch, -1, groups, outputs // groups])
+        )
+        gradients = tf.einsum("bpkgc,bpgo->bkcgo", grouped, cotangent)
     return _kept(gradients, patches, shape, batch)
 
 
@@ -75,40 +84,47 @@ def _kept(
 def _patches(
     op: tf.Operation, x: tf.Tensor, window: tf.TensorShape, batch: tf.Tensor
 ) -> tf.Tensor:
-    """[b, p, height * width * channels] windows of x, where the op would look.
+    """[b, p, window * channels] windows of x, where the op would look.
 
     Args:
         op: gives strides and padding.
-        x: [b, rows, columns, channels], sizes known but for b.
-        window: (height, width, ...).
+        x: [b, spatial..., channels], sizes known but for b.
+        window: (spatial..., ...).
         batch: number of examples.
     """
-    height, width = window[0], window[1]
-    channels = x.shape[3]
+    spatial = x.shape.rank - 2
+    window, sizes, channels = list(window)[:spatial], x.shape[1:-1], x.shape[-1]
     strides, padding = op.get_attr("strides"), op.get_attr("padding")
-    if op.get_attr("data_format") != b"NHWC" or set(op.get_attr("dilations")) != {1}:
+    is_channels_last = op.get_attr("data_format") in (b"NHWC", b"NDHWC")
+    if not is_channels_last or set(op.get_attr("dilations")) != {1}:
         raise UnsupportedSiteError(f"{op.type} with channels first or dilation")
     if padding not in (b"SAME", b"VALID") or not x.shape[1:].is_fully_defined():
         raise UnsupportedSiteError(f"{op.type} with explicit padding or unknown sizes")
-    if channels < _FEW_CHANNELS:
-        identity = np.eye(height * width * channels, dtype=np.float32)
-        kernel = identity.reshape(height, width, channels, -1)
+    entries = math.prod(window) * channels
+    if channels < _FEW_CHANNELS and spatial == 2:
+        identity = np.eye(entries, dtype=np.float32)
+        kernel = identity.reshape(*window, channels, -1)
         found = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides, padding.decode())
-        positions = math.prod(found.shape[1:3])
-        size = height * width * channels
-        return tf.reshape(found, tf.stack([batch, positions, size]))
-    rows = _windows(x.shape[1], height, strides[1], padding)
-    columns = _windows(x.shape[2], width, strides[2], padding)
-    # Index size rows/columns stands for the padding: a row of zeros behind the data.
-    flat = rows[:, None, :, None] * x.shape[2] + columns[None, :, None, :]
-    is_outside = (rows < 0)[:, None, :, None] | (columns < 0)[None, :, None, :]
-    indices = np.where(is_outside, x.shape[1] * x.shape[2], flat).reshape(-1)
-    pixels = tf.reshape(x, tf.stack([batch, x.shape[1] * x.shape[2], channels]))
+        positions = math.prod(found.shape[1:-1])
+        return tf.reshape(found, tf.stack([batch, positions, entries]))
+    # [positions..., window...] places in the flattened spatial axes; behind the last
+    # stands the padding: a row of zeros.
+    places: np.ndarray = np.zeros((1,) * (2 * spatial), np.int64)
+    is_outside = np.zeros_like(places, bool)
+    for axis in range(spatial):
+        indices = _windows(sizes[axis], window[axis], strides[1 + axis], padding)
+        shape = [1] * (2 * spatial)
+        shape[axis], shape[spatial + axis] = indices.shape
+        places = places * sizes[axis] + indices.reshape(shape)
+        is_outside = is_outside | (indices < 0).reshape(shape)
+    behind = math.prod(sizes)
+    places = np.where(is_outside, behind, places)
+    pixels = tf.reshape(x, tf.stack([batch, behind, channels]))
     if is_outside.any():
         pixels = tf.pad(pixels, [[0, 0], [0, 1], [0, 0]])
-    found = tf.gather(pixels, indices.astype(np.int32), axis=1)
-    positions = len(rows) * len(columns)
-    return tf.reshape(found, tf.stack([batch, positions, height * width * channels]))
+    found = tf.gather(pixels, places.reshape(-1).astype(np.int32), axis=1)
+    positions = math.prod(places.shape[:spatial])
+    return tf.reshape(found, tf.stack([batch, positions, entries]))
 
 
 def _windows(size: int, window: int, stride: int, padding: bytes) -> np.ndarray:

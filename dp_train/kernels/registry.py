@@ -23,6 +23,7 @@ KERNELS: dict[str, Kernel] = {
     "Mul": broadcast,
     "GatherV2": gather,
     "Conv2D": convolution,
+    "Conv3D": convolution,
     "Conv2DBackpropInput": transposed,
     "DepthwiseConv2dNative": depthwise,
 }
