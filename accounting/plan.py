@@ -1,12 +1,12 @@
 """A planned DP-SGD training and its answer: epsilon, or the noise for a target."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 from accounting.accountant import Bounds
-from accounting.calibrate import MakeAccountant, noise_multiplier
+from accounting.calibrate import noise_multiplier
+from accounting.crossing import MakeAccountant
 from accounting.default import DefaultAccountant
 from accounting.events import (
     Event,
@@ -22,10 +22,10 @@ from accounting.report import package_version
 
 PROGRAM = "compute_dp_sgd_privacy"
 SCHEMA_VERSION = 1
-DEFAULT_ACCOUNTANT = DefaultAccountant.name
+DEFAULT_ACCOUNTANT = PldAccountant.name
 ACCOUNTANTS: dict[str, MakeAccountant] = {
+    "pld": DefaultAccountant,
     "rdp": RdpAccountant,
-    "pld": PldAccountant,
 }
 SAMPLINGS = {
     "poisson": (
@@ -84,9 +84,7 @@ class Plan:
 
     @property
     def make_accountant(self) -> MakeAccountant:
-        """A narrow bracket, so that a noise that was solved for keeps its promise."""
-        if self.accountant == "pld":
-            return functools.partial(PldAccountant, relative_width=1e-4)
+        """Relation -> the accountant that was asked for."""
         return ACCOUNTANTS[self.accountant]
 
     def event(self, noise: float) -> Event:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import Event, GaussianEvent, Ledger, RdpAccountant, calibrate
+from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
 from dp_train import host
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
@@ -252,7 +252,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             return sampling.event(GaussianEvent(noise_multiplier))
 
         relation = ledger.supported_relation(event(1.0))
-        spent = RdpAccountant(relation).compose_ledger(ledger)
+        spent = DefaultAccountant(relation).compose_ledger(ledger)
         epsilon = spent.epsilon(self.target_delta).upper
         if epsilon > self.target_epsilon * (1 - _SPENT):
             raise BudgetSpentError(

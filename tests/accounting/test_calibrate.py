@@ -1,6 +1,5 @@
 """Calibration: the safe side, close to the best, and the refusals."""
 
-import functools
 import math
 
 import pytest
@@ -120,7 +119,8 @@ def test_steps_are_the_largest_count_within_the_target() -> None:
             count = calibrate.steps(3.0, 1e-5, event, relation=relation)
             assert count > 0
             assert epsilon(event, count, 1e-5, relation) <= 3.0
-            assert epsilon(event, count + 1, 1e-5, relation) > 3.0
+            more = math.floor(count * (1 + 1e-4)) + 1
+            assert epsilon(event, more, 1e-5, relation) > 3.0
 
 
 def test_steps_count_what_was_spent() -> None:
@@ -180,18 +180,97 @@ def test_delta_and_steps_out_of_range_are_refused() -> None:
 def test_noise_by_the_law_of_the_loss_is_safe_and_near_the_best(
     target, delta, q, count, best
 ) -> None:
-    make = functools.partial(PldAccountant, relative_width=1e-4)
-    noise = calibrate.noise_multiplier(target, delta, q, count, accountant=make)
-    assert make().compose(sampled(q, noise), count).epsilon(delta).upper <= target
+    noise = calibrate.noise_multiplier(target, delta, q, count)
+    assert epsilon(sampled(q, noise), count, delta) <= target
     # The best is known to seven digits.
-    assert best * (1 - 2e-7) <= noise <= best * (1 + 1.5e-4)
+    assert best * (1 - 2e-7) <= noise <= best * (1 + 1e-4)
 
 
 def test_steps_by_the_law_of_the_loss_are_more_than_by_renyi() -> None:
     event = sampled(0.01, 1.1)
-    count = calibrate.steps(3.0, 1e-5, event, accountant=PldAccountant)
-    accountant = PldAccountant().compose(event, count)
-    assert accountant.epsilon(1e-5).upper <= 3.0
-    assert PldAccountant().compose(event, count + 1).epsilon(1e-5).upper > 3.0
+    for make in (DefaultAccountant, PldAccountant):
+        count = calibrate.steps(3.0, 1e-5, event, accountant=make)
+        assert make().compose(event, count).epsilon(1e-5).upper <= 3.0
+        assert make().compose(event, count + 1).epsilon(1e-5).upper > 3.0
     renyi = calibrate.steps(3.0, 1e-5, event, accountant=RdpAccountant)
     assert count > 1.1 * renyi
+
+
+def test_every_unknown_of_a_plan_is_found_from_the_others() -> None:
+    target, delta, q, count = 3.0, 1e-6, 0.02, 2000
+    noise = calibrate.noise_multiplier(target, delta, q, count)
+    event = sampled(q, noise)
+    assert calibrate.steps(target, delta, event) == count
+    assert calibrate.epochs(target, delta, event, 50) == 40
+    probability = calibrate.sampling_probability(target, delta, noise, count)
+    assert probability == pytest.approx(q, rel=1e-4)
+    assert epsilon(sampled(probability, noise), count, delta) <= target
+    assert calibrate.batch_size(target, delta, noise, 5000, count) == 100
+    assert calibrate.epsilon(delta, event, count) == epsilon(event, count, delta)
+    smallest = calibrate.delta(target, event, count)
+    assert smallest == pytest.approx(delta, rel=1e-2)
+    bounds = DefaultAccountant().compose(event, count).delta(target)
+    assert smallest == bounds.upper
+
+
+@pytest.mark.parametrize("relation", list(NeighboringRelation), ids=lambda r: r.value)
+@pytest.mark.parametrize(
+    ("target", "delta", "noise", "count"),
+    [(1.0, 1e-6, 2.0, 1000), (8.0, 1e-9, 0.6, 50), (0.05, 1e-5, 5.0, 10**5)],
+)
+def test_probability_is_safe_and_within_1e_4_of_the_largest(
+    relation, target, delta, noise, count
+) -> None:
+    q = calibrate.sampling_probability(target, delta, noise, count, relation=relation)
+    assert epsilon(sampled(q, noise), count, delta, relation) <= target
+    assert epsilon(sampled(q * (1 + 1e-4), noise), count, delta, relation) > target
+
+
+def test_probability_is_one_where_sampling_is_not_needed() -> None:
+    assert calibrate.sampling_probability(3.0, 1e-5, 100.0, 10) == 1.0
+    assert calibrate.batch_size(3.0, 1e-5, 100.0, 500, 10) == 500
+
+
+def test_batch_size_is_the_largest_for_a_number_of_epochs() -> None:
+    def steps_of(size: int) -> int:
+        return -(-20 * 10_000 // size)
+
+    size = calibrate.batch_size(2.0, 1e-6, 1.0, 10_000, steps_of)
+    assert 1 < size < 10_000
+
+    def epsilon_of(size: int) -> float:
+        return epsilon(sampled(size / 10_000, 1.0), steps_of(size), 1e-6)
+
+    assert epsilon_of(size) <= 2.0
+    assert all(epsilon_of(size + more) > 2.0 for more in (2, 5, 20))
+
+
+def test_sampling_that_no_size_makes_private_enough_is_refused() -> None:
+    with pytest.raises(BudgetSpentError, match="No batch size keeps epsilon within"):
+        calibrate.batch_size(0.1, 1e-9, 0.5, 100, 10**4)
+    full = Ledger()
+    full.charge(GaussianEvent(2.0), l2_norm_clip=1.0, noise_source="secure")
+    spent = epsilon(GaussianEvent(2.0), 1, 1e-5)
+    with pytest.raises(BudgetSpentError, match="Raise target_epsilon"):
+        calibrate.sampling_probability(spent * 0.9, 1e-5, 1.0, 10, spent=full)
+
+
+def test_assert_that_the_search_looks_away_from_both_ends() -> None:
+    """No probability near 1 and no noise near 0 is ever asked for."""
+    seen = []
+
+    class Watching:
+        def __init__(self, relation) -> None:
+            self._inner = PldAccountant(relation, relative_width=1e-3)
+
+        def compose(self, event, count):
+            seen.append(event.sampling_probability)
+            self._inner.compose(event, count)
+            return self
+
+        def epsilon(self, delta):
+            return self._inner.epsilon(delta)
+
+    q = calibrate.sampling_probability(1.0, 1e-6, 1.0, 1000, accountant=Watching)
+    assert q / 20 < min(seen) <= max(seen) < 20 * q
+    assert len(seen) < 30

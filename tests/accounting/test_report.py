@@ -5,6 +5,7 @@ import json
 import pytest
 
 import accounting
+from accounting.default import DefaultAccountant
 from accounting.events import (
     GaussianEvent,
     PoissonSampledEvent,
@@ -12,7 +13,6 @@ from accounting.events import (
     UnverifiedSamplingEvent,
 )
 from accounting.ledger import Ledger
-from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from accounting.report import privacy_report
 
@@ -34,7 +34,7 @@ def caveats(report) -> list[str]:
 
 def test_statement_names_everything_it_depends_on() -> None:
     report = privacy_report(ledger_of(POISSON), 1e-5, population=60_000)
-    epsilon = RdpAccountant().compose(POISSON, 100).epsilon(1e-5)
+    epsilon = DefaultAccountant().compose(POISSON, 100).epsilon(1e-5)
     assert report.epsilon == epsilon
     text = str(report)
     for part in (
@@ -45,7 +45,7 @@ def test_statement_names_everything_it_depends_on() -> None:
         "100 x Gaussian noise, multiplier 1.1, Poisson-sampled with probability 0.004",
         "clip norm 1.5",
         "secure/aes-ctr",
-        "rdp",
+        "pld",
         accounting.__version__,
     ):
         assert part in text

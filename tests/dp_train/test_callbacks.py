@@ -1,6 +1,7 @@
 """Epsilon while training, and a stop that is exact."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,12 +12,25 @@ import tensorflow as tf
 from models import compiled, data, sequential
 
 import dp_train
-from accounting import GaussianEvent, PoissonSampledEvent, RdpAccountant
+from accounting import (
+    DefaultAccountant,
+    GaussianEvent,
+    Ledger,
+    PoissonSampledEvent,
+    compute_dp_sgd_privacy,
+)
+from dp_train.callbacks import _Reading
 
 
 def epsilon_after(steps, sampling_probability=0.1, delta=1e-5):
     event = PoissonSampledEvent(sampling_probability, GaussianEvent(1.0))
-    return RdpAccountant().compose(event, steps).epsilon(delta).upper
+    return DefaultAccountant().compose(event, steps).epsilon(delta).upper
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Every step is read, however long it takes."""
+    monkeypatch.setattr(_Reading, "AT_ONCE", np.inf)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -30,7 +44,7 @@ class Recorder(keras.callbacks.Callback):
         self.batches.append(logs.get("epsilon"))
 
 
-def test_every_later_callback_sees_the_epsilon_of_what_was_executed():
+def test_every_later_callback_sees_the_epsilon_of_what_was_executed(patient):
     recorder, model = Recorder(), compiled()
     history = model.fit(
         *data(),
@@ -40,15 +54,18 @@ def test_every_later_callback_sees_the_epsilon_of_what_was_executed():
         callbacks=[recorder, dp_train.EpsilonLogger(1e-5)],
     )
     expected = [epsilon_after(i + 1) for i in range(20)]
-    assert recorder.batches == pytest.approx(expected)
-    assert history.history["epsilon"] == pytest.approx([expected[9], expected[19]])
+    assert recorder.batches == pytest.approx(expected, rel=1e-2)
+    assert history.history["epsilon"] == pytest.approx(
+        [expected[9], expected[19]], rel=1e-3
+    )
 
 
 def test_epsilon_is_a_column_of_the_progress_bar(capsys):
     compiled().fit(
         *data(), batch_size=6, verbose=2, callbacks=[dp_train.EpsilonLogger(1e-5)]
     )
-    assert f"epsilon: {epsilon_after(10):.4f}" in capsys.readouterr().out
+    printed = re.search(r"epsilon: ([0-9.]+)", capsys.readouterr().out)
+    assert float(printed[1]) == pytest.approx(epsilon_after(10), rel=1e-3)
 
 
 def scalars(directory):
@@ -66,11 +83,13 @@ def scalars(directory):
 @pytest.mark.parametrize(
     ("update_freq", "steps"), [("epoch", [10, 20]), (4, [4, 8, 10, 14, 18, 20])]
 )
-def test_event_files_hold_epsilon_against_releases(tmp_path, update_freq, steps):
+def test_event_files_hold_epsilon_against_releases(
+    tmp_path, update_freq, steps, patient
+):
     logger = dp_train.EpsilonLogger(1e-5, log_dir=tmp_path, update_freq=update_freq)
     compiled().fit(*data(), batch_size=6, epochs=2, verbose=0, callbacks=[logger])
     expected = {step: epsilon_after(step) for step in steps}
-    assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)
+    assert scalars(tmp_path) == pytest.approx(expected, rel=1e-2)
 
 
 def test_event_files_are_written_without_tensorboard_installed(tmp_path):
@@ -149,3 +168,58 @@ def test_metrics_at_the_stop_are_those_of_executed_steps():
     assert model.privacy_ledger.total == 2
     loss = model.evaluate(*data(), verbose=0)
     assert history.history["loss"][0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_ledger_file_gives_the_epsilon_of_callback_and_report(tmp_path, capsys):
+    logger, model = dp_train.EpsilonLogger(1e-5), compiled()
+    history = model.fit(*data(), batch_size=6, verbose=0, callbacks=[logger])
+    path = tmp_path / "ledger.json"
+    path.write_text(model.privacy_ledger.to_json(), encoding="utf-8")
+    capsys.readouterr()
+
+    arguments = [f"--ledger={path}", "--delta=1e-5", "--json"]
+    assert compute_dp_sgd_privacy.main(arguments) == 0
+
+    epsilon = json.loads(capsys.readouterr().out)["epsilon"]
+    assert epsilon == model.privacy_report(1e-5).epsilon.to_dict()
+    assert epsilon["upper"] == logger.epsilon()
+    assert epsilon["estimate"] == pytest.approx(history.history["epsilon"][0], rel=1e-3)
+
+
+class Clock:
+    """Time that passes by a given amount with every look."""
+
+    def __init__(self):
+        self.now, self.tick = 0.0, 0.0
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+
+def test_slow_reading_is_continued_upward_and_takes_a_small_share_of_time():
+    clock, ledger = Clock(), Ledger()
+    event = PoissonSampledEvent(0.01, GaussianEvent(1.0))
+    reading = _Reading(1e-5, clock)
+    for count in range(1, 1001):
+        ledger.charge(event, l2_norm_clip=1.0, noise_source="secure")
+        clock.tick = 0.02  # a reading takes 0.02 s, a step of training 0.2 s
+        epsilon = reading.cheap(ledger)
+        clock.tick = 0.0
+        clock.now += 0.2
+        if count % 50 == 1:
+            truth = epsilon_after(count, 0.01)
+            assert truth * 0.998 <= epsilon <= truth * 1.01
+    assert 0.5 < reading._taken < 0.01 * clock.now
+    assert reading.exact(ledger) == pytest.approx(epsilon_after(1000, 0.01), rel=1e-3)
+
+
+def test_reading_without_time_left_errs_upward():
+    clock, ledger = Clock(), Ledger()
+    event = PoissonSampledEvent(0.01, GaussianEvent(1.0))
+    reading = _Reading(1e-5, clock)
+    clock.tick = 0.1
+    for _ in range(300):
+        ledger.charge(event, l2_norm_clip=1.0, noise_source="secure")
+        epsilon = reading.cheap(ledger)
+    assert epsilon > epsilon_after(300, 0.01)

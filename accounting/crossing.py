@@ -1,0 +1,165 @@
+"""The largest dose of a release whose epsilon stays within a target.
+
+A dose is whatever epsilon grows with: 1 / noise multiplier, number of steps, sampling
+probability. Every decision is made by bounds: the upper one admits a dose, and away
+from the target a wide bracket, which is quick, decides as well as a narrow one.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import final
+
+from accounting.accountant import Accountant, Bounds
+from accounting.default import DefaultAccountant
+from accounting.events import Event
+from accounting.ledger import Ledger
+from accounting.pld import PldAccountant
+from accounting.relations import NeighboringRelation
+
+MakeAccountant = Callable[[NeighboringRelation], Accountant]
+Plan = Callable[[float], tuple[Event, int]]
+
+# The search ends where epsilon is below the target by this share, or the bracket of
+# doses is so narrow: the rounding of a grid makes epsilon uneven at that scale.
+CLOSE = 1e-5
+TOLERANCE = 2e-5
+_WIDER = tuple(
+    functools.partial(PldAccountant, relative_width=width) for width in (1e-2, 1e-3)
+)
+
+
+@final
+class Crossing:
+    """Compares the epsilon of a dose, with everything spent before, to a target.
+
+    Args:
+        plan: dose -> (event, count).
+        target_epsilon: finite, > 0.
+        target_delta: in (0, 1).
+        relation: the neighboring relation.
+        spent: releases already made.
+        accountant: relation -> accountant.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        target_epsilon: float,
+        target_delta: float,
+        relation: NeighboringRelation,
+        spent: Ledger | None,
+        accountant: MakeAccountant,
+    ) -> None:
+        self._plan, self._relation, self._spent = plan, relation, spent
+        self.target, self._delta = target_epsilon, target_delta
+        wider = _WIDER if accountant is DefaultAccountant else ()
+        self._accountants: Sequence[MakeAccountant] = (*wider, accountant)
+
+    def already(self) -> float:
+        """Upper epsilon of what was spent."""
+        return self._composed(self._accountants[-1]).epsilon(self._delta).upper
+
+    def bounds(self, dose: float) -> Bounds:
+        """Epsilon at the dose, by the narrowest bracket."""
+        return self._bounds(dose, self._accountants[-1])
+
+    def ratio(self, dose: float) -> float:
+        """Epsilon at the dose over the target; above 1 exactly if not within it."""
+        for make in self._accountants[:-1]:
+            bounds = self._bounds(dose, make)
+            if bounds.upper <= self.target or bounds.lower > self.target:
+                return bounds.estimate / self.target
+        return self.bounds(dose).upper / self.target
+
+    def largest(
+        self,
+        start: float,
+        least: float,
+        most: float,
+        *,
+        most_growth: float = 2.0,
+        is_whole: bool = False,
+    ) -> float | None:
+        """The largest dose within the target, up to TOLERANCE or CLOSE.
+
+        Args:
+            start: where the search begins; it walks from there by factors.
+            least: smallest dose considered.
+            most: largest dose considered; both are evaluated only if walked to.
+            most_growth: largest factor of one step upward.
+            is_whole: True for doses that are whole numbers.
+
+        Returns:
+            The dose, `most` if that is within, None if `least` is not.
+        """
+        dose, ratio = start, self.ratio(start)
+        is_within = ratio <= 1
+        while True:
+            previous, previous_ratio = dose, ratio
+            if is_within:
+                growth = most_growth if ratio <= 0 else 1.1 / ratio
+                dose *= min(max(growth, 2.0), most_growth)
+            else:
+                dose /= min(max(ratio, 1.5), 16.0)
+            dose = min(max(float(round(dose)) if is_whole else dose, least), most)
+            if dose == previous:
+                return dose if is_within else None
+            ratio = self.ratio(dose)
+            if (ratio <= 1) != is_within:
+                break
+        ends = sorted([(dose, ratio), (previous, previous_ratio)])
+        low, high = self._narrowed(ends[0], ends[1], is_whole)
+        return self._certified(low, high, is_whole)
+
+    def _narrowed(
+        self, low: tuple[float, float], high: tuple[float, float], is_whole: bool
+    ) -> tuple[float, float]:
+        """Both ends of a bracket, the lower within, narrowed until it is good enough.
+
+        Secant in ln dose and ln epsilon, aimed below the target by half of CLOSE; every
+        third step halves the bracket, come what may.
+        """
+        (a, fa), (b, fb) = ((x, _log(ratio)) for x, ratio in (low, high))
+        turn = 0
+        while fa < -CLOSE and math.log(b / a) > TOLERANCE:
+            if is_whole and b - a <= 1:
+                break
+            turn += 1
+            width = math.log(b / a)
+            step = width / 2
+            if turn % 3:
+                root = width * (fa + CLOSE / 2) / (fa - fb)
+                step = min(max(root, 0.1 * TOLERANCE), width - 0.1 * TOLERANCE)
+            dose = a * math.exp(step)
+            if is_whole:
+                dose = float(min(max(round(dose), a + 1), b - 1))
+            ratio = self.ratio(dose)
+            if ratio <= 1:
+                a, fa = dose, _log(ratio)
+            else:
+                b, fb = dose, _log(ratio)
+        return a, b
+
+    def _certified(self, dose: float, above: float, is_whole: bool) -> float:
+        """The dose, lowered where a wide bracket had admitted it by luck."""
+        while self.bounds(dose).upper > self.target:
+            dose, above = dose - max(above - dose, is_whole), dose
+        return dose
+
+    def _bounds(self, dose: float, make: MakeAccountant) -> Bounds:
+        event, count = self._plan(dose)
+        composed = self._composed(make)
+        if count:
+            composed.compose(event, count)
+        return composed.epsilon(self._delta)
+
+    def _composed(self, make: MakeAccountant) -> Accountant:
+        """A new accountant that knows what was spent."""
+        composed = make(self._relation)
+        return composed if self._spent is None else composed.compose_ledger(self._spent)
+
+
+def _log(ratio: float) -> float:
+    """Its logarithm, kept within what the secant can use."""
+    return math.log(min(max(ratio, 1e-3), 1e3))
