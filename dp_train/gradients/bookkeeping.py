@@ -15,7 +15,6 @@ rules for each class of layers; on the graph a handful of ops covers most layers
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,12 @@ from dp_train.gradients import separation
 from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
-from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
+from dp_train.kernels.contribution import (
+    Contribution,
+    Kept,
+    UnsupportedSiteError,
+    together,
+)
 from dp_train.kernels.registry import KERNELS
 
 _REARRANGING = frozenset(
@@ -77,10 +81,17 @@ def clipped_sum(
         raise UnsupportedSiteError("the loss reaches no weight")
     norms = _norms(reached)
     factors = clipping.clip_factors(norms, l2_norm_clip)
-    keeps = tf.math.is_finite(norms)
+    is_finite = keeps = tf.math.is_finite(norms)
     if is_real is not None:
         keeps = tf.logical_and(keeps, is_real)
-    return traced.clipped_sums(factors, keeps), traced.outputs
+        factors = tf.where(is_real, factors, tf.zeros_like(factors))
+    # A finite norm has finite entries only, and then nothing need be left unread.
+    sums = tf.cond(
+        tf.reduce_all(is_finite),
+        lambda: traced.clipped_sums(factors, None),
+        lambda: traced.clipped_sums(factors, keeps),
+    )
+    return sums, traced.outputs
 
 
 def _norms(contributions: list[Contribution]) -> tf.Tensor:
@@ -197,7 +208,9 @@ class _Traced:
             strict=True,
         )
 
-    def clipped_sums(self, factors: tf.Tensor, keeps: tf.Tensor) -> list[tf.Tensor]:
+    def clipped_sums(
+        self, factors: tf.Tensor, keeps: tf.Tensor | None
+    ) -> list[tf.Tensor]:
         """sum_b factors_b * gradient_b, in the shape of each weight."""
         return [
             _in_shape_of_weight(weight, contribution, operand, factors, keeps)
@@ -321,14 +334,16 @@ def _contribution(
         return None, weight
     if not alone:
         operand = sites[0].weight
-        if all(s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites):
-            return functools.reduce(lambda a, b: a.plus(b), found), operand
+        is_same = len({type(c) for c in found}) == 1 and all(
+            s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites
+        )
+        if is_same:
+            return together(found), operand
     moved = [
         _moved_to_weight(weight, site.weight, contribution)
         for site, contribution in zip(sites, found, strict=True)
     ]
-    together: list[Contribution] = [*moved, *alone]
-    return functools.reduce(lambda a, b: a.plus(b), together), weight
+    return together([*moved, *alone]), weight
 
 
 def _moved_to_weight(
@@ -360,7 +375,7 @@ def _in_shape_of_weight(
     contribution: Contribution | None,
     operand: tf.Tensor,
     factors: tf.Tensor,
-    keeps: tf.Tensor,
+    keeps: tf.Tensor | None,
 ) -> tf.Tensor:
     """The clipped sum, put back into the order of the weight.
 

@@ -1,8 +1,8 @@
 """Which engine computes the clipped sum, and in chunks of how many rows.
 
-A batch that fits in memory is one chunk of dynamic row count. Beyond that, chunks have
-a fixed row count with a mask: clipped sums are accumulated, noise is added once. No
-result depends on the choice, only memory and speed do.
+A batch that fits in memory is one chunk. Beyond that, its rows are shared out to equal
+chunks: clipped sums are accumulated, noise is added once. No result depends on the
+choice, only memory and speed do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from dp_train.gradients.objective import Objective, Outputs, Rows
 from dp_train.gradients.structures import (
     accumulate,
     map_rows,
-    restored,
     row_count,
-    tensors,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
 
@@ -206,10 +204,7 @@ def microbatch_rows(
     if microbatch_size == "auto":
         rows = max(1, MEMORY_BUDGET // max(1, 4 * numbers_per_row))
         largest = expected_batch_size + 6 * math.sqrt(expected_batch_size) + 6
-        if largest <= rows:
-            return None
-        # Equal chunks: a last chunk of few rows would be padded to a full one.
-        return math.ceil(largest / math.ceil(largest / rows))
+        return None if largest <= rows else rows
     if (
         isinstance(microbatch_size, bool)
         or not isinstance(microbatch_size, int)
@@ -237,57 +232,38 @@ def clipped_sum(
         objective: the loss of one example.
         rows: (x, y, sample_weight), [n, ...]; n may be 0.
         l2_norm_clip: C > 0.
-        microbatch: rows of a chunk, or None for one chunk.
+        microbatch: most rows of a chunk, or None for one chunk.
 
     Returns:
         (sums, outputs): one tensor a variable; losses [n], predictions [n, ...].
     """
     compute = ENGINES[engine]
     count = row_count(rows)
-    keys = objective.example_keys(count)
+    given = (rows, objective.example_keys(count))
+
+    def part(start: tf.Tensor, stop: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
+        size = stop - start
+        part_rows, part_keys = map_rows(
+            lambda t: _padded_to_fewest(t[start:stop], size), given
+        )
+        is_real = tf.range(tf.maximum(size, _FEWEST_ROWS)) < size
+        sums, outputs = compute(objective, part_rows, part_keys, l2_norm_clip, is_real)
+        return sums, map_rows(lambda t: t[:size], outputs)
+
     if microbatch is None:
-        padded_rows, padded_keys = tf.cond(
-            count >= _FEWEST_ROWS,
-            lambda: (tensors(rows), keys),
-            lambda: map_rows(_padded_to_fewest, (tensors(rows), keys)),
-        )
-        is_real = tf.range(tf.maximum(count, _FEWEST_ROWS)) < count
-        sums, outputs = compute(
-            objective, restored(rows, padded_rows), padded_keys, l2_norm_clip, is_real
-        )
-        return sums, map_rows(lambda t: t[:count], outputs)
+        return part(tf.constant(0), count)
     chunks = -(-count // microbatch)
-    padding = chunks * microbatch - count
-
-    def in_chunks(t: tf.Tensor) -> tf.Tensor:
-        padded = tf.pad(t, [[0, padding]] + [[0, 0]] * (t.shape.rank - 1))
-        shape = tf.concat([[chunks, microbatch], tf.shape(t)[1:]], 0)
-        return tf.ensure_shape(
-            tf.reshape(padded, shape), [None, microbatch, *t.shape[1:]]
-        )
-
-    all_rows, all_keys = map_rows(in_chunks, (rows, keys))
-    is_real = tf.reshape(tf.range(chunks * microbatch) < count, [-1, microbatch])
 
     def chunk(i: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
-        chunk_rows, chunk_keys = map_rows(lambda t: t[i], (all_rows, all_keys))
-        sums, outputs = compute(
-            objective, chunk_rows, chunk_keys, l2_norm_clip, is_real[i]
-        )
-        return sums, map_rows(fixed, outputs)
+        # As equal as can be: no chunk is padded to the size of another.
+        return part(i * count // chunks, (i + 1) * count // chunks)
 
-    def fixed(t: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(t, [microbatch, *t.shape[1:]])
-
-    def rejoined(t: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(t, tf.concat([[-1], tf.shape(t)[2:]], 0))[:count]
-
-    sums, outputs = accumulate(chunk, chunks)
-    return sums, map_rows(rejoined, outputs)
+    return accumulate(chunk, chunks)
 
 
-def _padded_to_fewest(t: tf.Tensor) -> tf.Tensor:
+def _padded_to_fewest(t: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Rows of zeros behind an empty batch or a single row."""
-    missing = tf.maximum(_FEWEST_ROWS - tf.shape(t)[0], 0)
-    padded = tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1))
+    missing = tf.maximum(_FEWEST_ROWS - size, 0)
+    padding = [[0, missing]] + [[0, 0]] * (t.shape.rank - 1)
+    padded = tf.cond(missing > 0, lambda: tf.pad(t, padding), lambda: t)
     return tf.ensure_shape(padded, [None, *t.shape[1:]])

@@ -30,6 +30,6 @@ def clipped_sum(
             l2_norm_clip,
             is_real=None if real is None else real[None],
         )
-        return clipped, outputs
+        return clipped, map_rows(lambda t: t[None], outputs)
 
     return accumulate(one, row_count(rows))

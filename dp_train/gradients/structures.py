@@ -35,14 +35,15 @@ def row_count(rows: Any) -> tf.Tensor:
 def accumulate(
     step: Callable[[tf.Tensor], tuple[list[tf.Tensor], Any]], count: tf.Tensor
 ) -> tuple[list[tf.Tensor], Any]:
-    """Runs step(0), ..., step(count - 1): adds the first results, stacks the second.
+    """Runs step(0), ..., step(count - 1): adds the first results, joins the second.
 
     Args:
-        step: maps a scalar int32 index to (sums, outputs); traced once.
+        step: maps a scalar int32 index to (sums, outputs), outputs [n, ...] with any
+            n; traced once.
         count: number of steps, >= 0.
 
     Returns:
-        (sums, outputs): zeros and empty stacks for count 0.
+        (sums, outputs): zeros and no rows for count 0.
     """
     structure: list[Any] = []
 
@@ -69,20 +70,19 @@ def accumulate(
             tf.constant(0),
             [tf.zeros(s.shape, s.dtype) for s in like_sums],
             [
-                tf.TensorArray(o.dtype, count, element_shape=o.shape)
+                tf.TensorArray(o.dtype, count, infer_shape=False, element_shape=o.shape)
                 for o in like_outputs
             ],
         ),
         # Iterations in parallel would hold the gradients of several at once.
         parallel_iterations=1,
     )
-    return sums, restored(structure[0], [_stacked(a, count) for a in arrays])
+    return sums, restored(structure[0], [_joined(a, count) for a in arrays])
 
 
-def _stacked(array: tf.TensorArray, count: tf.Tensor) -> tf.Tensor:
-    """All elements; none at all have no sizes, so unknown axes are then empty."""
+def _joined(array: tf.TensorArray, count: tf.Tensor) -> tf.Tensor:
+    """All rows; where there are none, unknown sizes are 0."""
     shape = array.element_shape
-    if shape.is_fully_defined():
-        return array.stack()
-    empty = [0, *(size or 0 for size in shape)]
-    return tf.cond(count > 0, array.stack, lambda: tf.zeros(empty, array.dtype))
+    empty = [0, *(size or 0 for size in shape[1:])]
+    found = tf.cond(count > 0, array.concat, lambda: tf.zeros(empty, array.dtype))
+    return tf.ensure_shape(found, [None, *shape[1:]])

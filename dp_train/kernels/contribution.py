@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import abc
 import functools
-from typing import final
+import weakref
+from collections.abc import Sequence
+from typing import Any, final
 
 import keras
 import tensorflow as tf
@@ -45,12 +47,13 @@ class Contribution(abc.ABC):
         """[b] float64 squared l2 norms; see the function of this name."""
 
     @abc.abstractmethod
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
-        """sum_b factors_b * gradient_b over the examples with keeps_b.
+    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+        """sum_b factors_b * gradient_b.
 
         Args:
-            factors: [b] finite factors.
-            keeps: [b] booleans; what an example holds is not read where False.
+            factors: [b] finite factors, 0 for examples that do not count.
+            keeps: [b] booleans; what an example holds is not read where False. None:
+                all gradients are finite, and the quickest way will do.
 
         Returns:
             A tensor in the operand's shape.
@@ -60,15 +63,19 @@ class Contribution(abc.ABC):
     def kept(self) -> tf.Tensor:
         """[b, k...] the gradients themselves."""
 
-    def plus(self, other: Contribution) -> Contribution:
-        """Gradients of an operand that is used twice: norms need the cross term.
+    @abc.abstractmethod
+    def plus(self, others: Sequence[Any]) -> Contribution:
+        """Gradients of an operand that is used several times: norms need cross terms.
 
-        Raises:
-            UnsupportedSiteError: the two uses are of different kinds.
+        Args:
+            others: of the same class.
         """
-        raise UnsupportedSiteError(
-            f"a weight is used in two ways ({self.rule} and {other.rule})"
-        )
+
+
+def together(contributions: Sequence[Contribution]) -> Contribution:
+    """One contribution for several uses of an operand, all of one class."""
+    first, *others = contributions
+    return first.plus(others) if others else first
 
 
 def wide(values: tf.Tensor) -> tf.Tensor:
@@ -76,11 +83,25 @@ def wide(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
-def select(values: tf.Tensor, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
+def select(values: tf.Tensor, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
     """factors_b * values_b, and exactly 0 where not keeps_b (0 * NaN is NaN)."""
     shape = [-1] + [1] * (values.shape.rank - 1)
     scaled = values * tf.reshape(tf.cast(factors, values.dtype), shape)
+    if keeps is None:
+        return scaled
     return tf.where(tf.reshape(keeps, shape), scaled, tf.zeros_like(values))
+
+
+def weighted_sum_of(
+    gradients: tf.Tensor, factors: tf.Tensor, keeps: tf.Tensor | None
+) -> tf.Tensor:
+    """sum_b factors_b * gradients_b over the first axis of [b, k...]."""
+    if keeps is not None:
+        return tf.reduce_sum(select(gradients, factors, keeps), axis=0)
+    # A matmul reads the gradients once and writes nothing of their size.
+    flat = tf.reshape(gradients, [tf.shape(gradients)[0], -1])
+    total = tf.matmul(tf.cast(factors, flat.dtype)[None], flat)
+    return tf.reshape(total, tf.shape(gradients)[1:])
 
 
 def squared_norms(values: tf.Tensor, is_wide: bool) -> tf.Tensor:
@@ -116,16 +137,14 @@ class Kept(Contribution):
     def squared_norms(self, is_wide: bool) -> tf.Tensor:
         return squared_norms(self._gradients, is_wide)
 
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(select(self._gradients, factors, keeps), axis=0)
+    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+        return weighted_sum_of(self._gradients, factors, keeps)
 
     def kept(self) -> tf.Tensor:
         return self._gradients
 
-    def plus(self, other: Contribution) -> Contribution:
-        if not isinstance(other, Kept):
-            return super().plus(other)
-        return Kept(self.rule, self._gradients + other._gradients)
+    def plus(self, others: Sequence[Kept]) -> Contribution:
+        return Kept(self.rule, tf.add_n([k._gradients for k in [self, *others]]))
 
 
 @final
@@ -158,34 +177,56 @@ class Product(Contribution):
         inputs = squared_norms(self._inputs, is_wide)
         return inputs * squared_norms(self._cotangents, is_wide)
 
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
+    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
         if not self._is_outer:
-            return tf.reduce_sum(select(self._gradients, factors, keeps), axis=0)
-        inputs = select(self._inputs[:, 0], factors, keeps)
-        cotangents = select(self._cotangents[:, 0], tf.ones_like(factors), keeps)
+            return weighted_sum_of(self._gradients, factors, keeps)
+        inputs, cotangents = self._inputs[:, 0], self._cotangents[:, 0]
+        # The factor goes to the smaller of the two.
+        if inputs.shape[-1] < cotangents.shape[-1]:
+            inputs = select(inputs, factors, keeps)
+        else:
+            cotangents = select(cotangents, factors, keeps)
+        if keeps is not None:
+            ones = tf.ones_like(factors)
+            inputs = select(inputs, ones, keeps)
+            cotangents = select(cotangents, ones, keeps)
         return tf.matmul(inputs, cotangents, transpose_a=True)
 
     def kept(self) -> tf.Tensor:
         return self._gradients
 
-    def plus(self, other: Contribution) -> Contribution:
-        if not isinstance(other, Product):
-            return super().plus(other)
-        count = None
-        if self._positions is not None and other._positions is not None:
-            count = self._positions + other._positions
-        return Product(
-            tf.concat([self._inputs, other._inputs], axis=1),
-            tf.concat([self._cotangents, other._cotangents], axis=1),
-            count,
-        )
+    def plus(self, others: Sequence[Product]) -> Contribution:
+        every = [self, *others]
+        counts = [p._positions for p in every if p._positions is not None]
+        total = sum(counts) if len(counts) == len(every) else None
+        inputs = joined([p._inputs for p in every])
+        return Product(inputs, joined([p._cotangents for p in every]), total)
+
+
+_joined: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The parts one after the other along axis 1; the same parts only once a graph.
+
+    The weights of an unrolled recurrent layer share their cotangents: 64 steps of an
+    LSTM would be copied once for each weight.
+    """
+    known = _joined.setdefault(tf.compat.v1.get_default_graph(), {})
+    key = tuple(id(p) for p in parts)
+    if key not in known:
+        known[key] = tf.concat(parts, axis=1), parts  # alive, so that ids stay theirs
+    return known[key][0]
 
 
 @final
 class Rows(Contribution):
     """Gradient of a table of which each example reads some rows, ids may repeat.
 
-    ||gradient_b||^2 = sum_{t, t'} [id_t = id_t'] <g_t, g_t'>
+    Cotangents of equal ids are added, within the example, where the id stands first;
+    what is measured there is what is summed, so that no rounding separates the two:
+
+        ||gradient_b||^2 = sum over ids i of || sum_{t: id_t = i} g_t ||^2
     """
 
     rule = "rows read"
@@ -196,33 +237,39 @@ class Rows(Contribution):
         self._ids = ids
         self._cotangents = wide(cotangents)
         self._rows = rows
+        self.scratch_per_row = cotangents.shape[1:].num_elements() or 0
+
+    @functools.cached_property
+    def _merged(self) -> tf.Tensor:
+        """[b, t, o]: sums of equal ids where the id stands first, else 0."""
+        batch, length, width = tf.unstack(tf.shape(self._cotangents))
+        equal = tf.equal(self._ids[:, :, None], self._ids[:, None, :])
+        first = tf.argmax(equal, axis=2, output_type=tf.int32)
+        places = first + length * tf.range(batch)[:, None]
+        merged = tf.math.unsorted_segment_sum(
+            tf.reshape(self._cotangents, [-1, width]),
+            tf.reshape(places, [-1]),
+            batch * length,
+        )
+        return tf.reshape(merged, tf.shape(self._cotangents))
 
     def squared_norms(self, is_wide: bool) -> tf.Tensor:
-        # Sum the cotangents of equal ids at the first place where the id stands, so
-        # that nothing is subtracted: a norm by cancellation can be driven to 0.
-        equal = tf.equal(self._ids[:, :, None], self._ids[:, None, :])
-        merged = tf.matmul(
-            tf.cast(equal, tf.float64), tf.cast(self._cotangents, tf.float64)
-        )
-        times = tf.reduce_sum(tf.cast(equal, tf.float64), axis=2)
-        return tf.reduce_sum(tf.reduce_sum(tf.square(merged), axis=2) / times, axis=1)
+        return squared_norms(self._merged, is_wide)
 
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor) -> tf.Tensor:
-        values = select(self._cotangents, factors, keeps)
-        width = values.shape[-1]
-        return tf.math.unsorted_segment_sum(
+    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+        values = select(self._merged, factors, keeps)
+        width = tf.shape(values)[-1]
+        total = tf.math.unsorted_segment_sum(
             tf.reshape(values, [-1, width]), tf.reshape(self._ids, [-1]), self._rows
         )
+        return tf.ensure_shape(total, [self._rows, self._cotangents.shape[-1]])
 
     def kept(self) -> tf.Tensor:
         is_row = tf.one_hot(self._ids, self._rows, dtype=self._cotangents.dtype)
         return tf.matmul(is_row, self._cotangents, transpose_a=True)
 
-    def plus(self, other: Contribution) -> Contribution:
-        if not isinstance(other, Rows):
-            return super().plus(other)
-        return Rows(
-            tf.concat([self._ids, other._ids], axis=1),
-            tf.concat([self._cotangents, other._cotangents], axis=1),
-            self._rows,
-        )
+    def plus(self, others: Sequence[Rows]) -> Contribution:
+        every = [self, *others]
+        ids = tf.concat([r._ids for r in every], axis=1)
+        cotangents = tf.concat([r._cotangents for r in every], axis=1)
+        return Rows(ids, cotangents, self._rows)

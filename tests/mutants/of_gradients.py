@@ -108,7 +108,7 @@ def weight_after_clip() -> Any:
             sums, outputs = vectorized.clipped_sum(
                 objective, part[0], part[1], l2_norm_clip, part[2]
             )
-            return [weight[b] * s for s in sums], map_rows(lambda t: t[0], outputs)
+            return [weight[b] * s for s in sums], outputs
 
         return accumulate(one, row_count(rows))
 
