@@ -9,7 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench build-file clean
+.PHONY: help demo test lint bench bench-peers build-file clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,11 +31,14 @@ bench: $(VENV)/.dev ## private step over plain Keras step, accountants over thei
 	@$(BIN)/python benchmarks/step_ratio.py
 	@$(BIN)/python benchmarks/accountants.py
 
+bench-peers: $(VENV)/.dev ## the same for other libraries, each in an environment of its own
+	@$(BIN)/python benchmarks/peer_ratio.py
+
 build-file: $(VENV)/.dev ## write BUILD from the imports
 	@$(BIN)/python tools/write_build.py
 
-clean: ## remove the virtual environment and the caches
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove the virtual environments and the caches
+	@rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # The stamps are written last, so that a set-up that was cut off is done again.
 $(VENV)/.python:

@@ -25,15 +25,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Run from a checkout, whether or not the package is installed.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":  # from a checkout, whether or not it is installed
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import measure  # noqa: E402
 from benchmarks.models import CASES  # noqa: E402
 
 PLAIN = ("plain", "plain XLA")
-SLOW_BLOCK = 0.5
-"""Seconds after which a block of a slow engine ends."""
 ERROR_ROWS = 8
 
 
@@ -83,21 +81,11 @@ def speed(case: Any, engine: str, rounds: int) -> dict[str, Any]:
     """Medians a step of plain and private training in this process."""
     data = case.data(case.steps * case.batch_size)
     models = {name: compiled(case, name) for name in (*PLAIN, engine)}
-    steps = dict.fromkeys(models, case.steps)
-    for name, model in models.items():
-        block(model, case, data, 1)
-        wall, _ = block(model, case, data, 1)
-        if name == engine:
-            steps[name] = max(1, min(case.steps, int(1e3 * SLOW_BLOCK / wall)))
-    times = measure.interleaved(
-        {
-            name: lambda name=name, model=model: block(model, case, data, steps[name])
-            for name, model in models.items()
-        },
-        rounds,
-        optional=PLAIN[1:],
-    )
-    return measure.compared(times, PLAIN, engine)
+    blocks: dict[str, measure.Block] = {
+        name: lambda steps, model=model: block(model, case, data, steps)
+        for name, model in models.items()
+    }
+    return measure.race(blocks, PLAIN, case.steps, rounds)
 
 
 def cost(case: Any, kind: str) -> dict[str, Any]:
@@ -155,16 +143,6 @@ def work(task: str, name: str, kind: str, rounds: int) -> dict[str, Any]:
     return error(case, kind, task)
 
 
-def speed_cells(times: dict[str, Any]) -> list[str]:
-    """Milliseconds and ratios, or why there are none."""
-    if "failed" in times:
-        return [times["failed"], "", "", ""]
-    plain, private, wall, cpu = (
-        measure.figure(times[k]) for k in ("plain_ms", "private_ms", "wall", "cpu")
-    )
-    return [plain + " (XLA)" * (times["plain"] == PLAIN[1]), private, wall, cpu]
-
-
 def further_cells(found: dict[str, dict[str, Any]]) -> list[str]:
     """Memory, time of the first fit and errors, or why there are none."""
 
@@ -212,7 +190,7 @@ def main() -> None:
         case = CASES[name]
         plain: dict[str, Any] = {}
         for engine in options.engines:
-            row = speed_cells(measured("speed", name, engine))
+            row = measure.speed_cells(measured("speed", name, engine))
             if not options.only_speed:
                 plain = plain or measured("cost", name, PLAIN[0])
                 found = {"plain": plain, "private": measured("cost", name, engine)}
