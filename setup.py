@@ -43,7 +43,7 @@ setup(
         "cryptography>=43",
     ],
     extras_require={
-        # pictures of the tutorials
+        # pictures of the command and of the tutorials
         "plot": ["matplotlib>=3.11,<4"],
         # to look at the event files; writing them needs nothing more
         "tensorboard": ["tensorboard>=2.21,<2.22"],

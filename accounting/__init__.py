@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from accounting import calibrate
+from accounting import calibrate, tradeoff
 from accounting.accountant import Accountant, Bounds, ComposingAccountant
 from accounting.calibrate import BudgetSpentError
 from accounting.default import DefaultAccountant
@@ -66,5 +66,6 @@ __all__ = [
     "calibrate",
     "event_from_dict",
     "privacy_report",
+    "tradeoff",
     "user_level",
 ]

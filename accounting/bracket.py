@@ -29,7 +29,7 @@ _PASSES = 6
 # Tilted mass of small losses that is left out.
 _BELOW = 1e-9
 # Room for the rounding of a Chernoff bound that was found by quadrature.
-_QUADRATURE = 1e-6
+QUADRATURE = 1e-6
 
 
 class Question(abc.ABC):
@@ -141,7 +141,7 @@ def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bou
     first.narrow()
     estimates = [first.estimate()]
     for other in others:
-        if question.chernoff(other.point) * (1 + _QUADRATURE) <= first.lower:
+        if question.chernoff(other.point) * (1 + QUADRATURE) <= first.lower:
             continue
         if not other.is_at_most(first.upper, first.step):
             other.narrow()

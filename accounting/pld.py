@@ -18,15 +18,26 @@ from accounting.accountant import (
     FixedSizeGaussian,
     Mechanism,
 )
-from accounting.bracket import RELATIVE_WIDTH, DeltaAt, EpsilonAt, Question, bracket
+from accounting.bracket import (
+    QUADRATURE,
+    RELATIVE_WIDTH,
+    DeltaAt,
+    EpsilonAt,
+    Question,
+    bracket,
+)
 from accounting.events import GaussianEvent, PoissonSampledEvent
 from accounting.fixed_size import FixedSizeLoss
 from accounting.losses import LARGEST_NOISE, LEAST_NOISE, Loss, losses_of
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
+from accounting.spectral import Terms
 
 # Beyond them a release would have to be known to more digits than there are.
 MOST_RELEASES = 10**9
+# Share of the larger delta below which the smaller one is not narrowed.
+_HARDLY = 1e-3
+_NEVER = 1e-300
 
 
 @final
@@ -107,6 +118,26 @@ class PldAccountant(ComposingAccountant):
         width = sum(last - first for first, last in rungs)
         return low + (high - low) * done / max(width, 1)
 
+    def deltas(self, epsilon: float) -> tuple[Bounds, ...]:
+        """Delta at epsilon for each ordered pair of datasets; `delta` is their maximum.
+
+        Returns:
+            The bounds where the first dataset has the example and those where the
+            second has it; only one where both are the same.
+
+        Raises:
+            ValueError: epsilon negative, infinite or NaN.
+        """
+        if not self._composition or self._has_no_noise() or not 0 <= epsilon < math.inf:
+            return (self.delta(epsilon),)
+        composition = _sorted(self._composition)
+        return _deltas(composition, self._relation, float(epsilon))
+
+    def _has_no_noise(self) -> bool:
+        return any(
+            mechanism.noise_multiplier == 0 for mechanism, _ in self._composition
+        )
+
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
         return _epsilon_bounds(_sorted(composition), self._relation, delta, self._width)
 
@@ -174,15 +205,54 @@ def _delta_bounds(
     exact = _closed_form(composition, relation)
     if exact is not None:
         return closed_form.delta_bounds(exact, epsilon)
+    most = _most_delta(composition, relation, epsilon)
+    if not _is_on_grid(composition):
+        return Bounds(0.0, most, most, False)
+    return _bracket(DeltaAt(epsilon), composition, relation, most)
+
+
+def _most_delta(
+    composition: Composition, relation: NeighboringRelation, epsilon: float
+) -> float:
+    """Upper bound on delta without a grid."""
     whole = closed_form.delta_bounds(_unsampled(composition, relation), epsilon).upper
     most = min(whole, _total_variation(composition, relation))
     classic = _classic(composition, relation)
     if classic is not None:
         most = min(most, classic.delta(epsilon).upper)
-    most = max(most, math.ulp(0.0))
-    if not _is_on_grid(composition):
-        return Bounds(0.0, most, most, False)
-    return _bracket(DeltaAt(epsilon), composition, relation, most)
+    return max(most, math.ulp(0.0))
+
+
+@functools.lru_cache(maxsize=256)
+def _deltas(
+    composition: Composition, relation: NeighboringRelation, epsilon: float
+) -> tuple[Bounds, ...]:
+    """Delta in each direction; one where both are the same."""
+    is_symmetric = isinstance(_closed_form(composition, relation), closed_form.Gaussian)
+    directions = _directions(composition, relation)
+    if is_symmetric or len(directions) == 1 or not _is_on_grid(composition):
+        return (_delta_bounds(composition, relation, epsilon),)
+    most = _most_delta(composition, relation, epsilon)
+    first, second = directions
+    larger = _one_delta(epsilon, first, most, 0.0)
+    return larger, _one_delta(epsilon, second, most, _HARDLY * larger.upper)
+
+
+def _one_delta(epsilon: float, terms: Terms, most: float, little: float) -> Bounds:
+    """Delta of one direction; only a plain bound where that is little."""
+    little = max(little, MOST_RELEASES * _NEVER)
+    if _is_never_above(epsilon, terms, little / sum(count for _, count in terms)):
+        return Bounds(0.0, 0.0, little, True)
+    question = DeltaAt(epsilon)
+    ceiling = question.chernoff(question.point(terms)) * (1 + QUADRATURE)
+    if ceiling <= little:
+        return Bounds(0.0, ceiling, ceiling, True)
+    return bracket(question, [terms], most)
+
+
+def _is_never_above(epsilon: float, terms: Terms, tail: float) -> bool:
+    """True if the sum exceeds epsilon with no more than tail for each release."""
+    return sum(count * loss.largest(tail) for loss, count in terms) <= epsilon
 
 
 def _bracket(
@@ -193,6 +263,14 @@ def _bracket(
 ) -> Bounds:
     """The bracket on the grid; for batches of a fixed size from two different pairs."""
     directions = _directions(composition, relation)
+    if isinstance(question, DeltaAt):
+        # The order of a loss that cannot occur would have no end.
+        never = [_is_never_above(question.at, terms, _NEVER) for terms in directions]
+        if all(never):
+            return Bounds(0.0, 0.0, min(most, MOST_RELEASES * _NEVER), True)
+        directions = [
+            terms for terms, out in zip(directions, never, strict=True) if not out
+        ]
     bounds = bracket(question, directions, most)
     if not any(isinstance(m, FixedSizeGaussian) for m, _ in composition):
         return bounds
