@@ -1,212 +1,302 @@
-"""A planned DP-SGD training and its answer: epsilon, or the noise for a target."""
+"""A planned DP-SGD training and its answer: epsilon, or what a target leaves open."""
 
 import dataclasses
 import math
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
-from accounting.accountant import Bounds
-from accounting.calibrate import noise_multiplier
+from accounting import calibrate, tradeoff
+from accounting.accountant import Accountant, Bounds
+from accounting.checklist import UNIT, caveats
 from accounting.crossing import MakeAccountant
 from accounting.default import DefaultAccountant
-from accounting.events import (
-    Event,
-    FixedSizeSampledEvent,
-    GaussianEvent,
-    PoissonSampledEvent,
-    UnverifiedSamplingEvent,
-)
+from accounting.events import Event, UnsupportedEventError
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from accounting.report import package_version
+from accounting.samplings import SAMPLINGS, Scheme
 
 PROGRAM = "compute_dp_sgd_privacy"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_ACCOUNTANT = PldAccountant.name
 ACCOUNTANTS: dict[str, MakeAccountant] = {
     "pld": DefaultAccountant,
     "rdp": RdpAccountant,
 }
-SAMPLINGS = {
-    "poisson": (
-        "Poisson: each example enters each batch by its own independent coin, with"
-        " probability batch_size / N"
-    ),
-    "fixed_size": (
-        "fixed size: batch_size examples drawn anew without replacement for each step"
-    ),
-    "shuffle": (
-        "batches of a fixed size from a shuffled dataset, each example once in a pass"
-    ),
-    "none": "none: each example may be in every batch",
-}
-_NO_TIGHT_BOUND = (
-    "No tight bound is known for shuffled batches. This is what one release for each"
-    " pass over the data would cost without any sampling, a valid upper bound; nothing"
-    " is known from below."
-)
-_TWO_PAIRS = (
-    "For batches of a fixed size the bounds are 2 to 20 % apart by nature: the lower"
-    " one is attained, the upper one covers data chosen anew for each step."
-)
-_SHUFFLING = (
-    "Batches of a shuffled dataset are not Poisson-sampled and must not borrow this"
-    " figure: their epsilon can be several times larger (Chua et al. 2024,"
-    " arXiv:2403.17673)."
-)
+CURVE_DELTAS = tuple(10.0**-k for k in range(3, 13))
+CURVE_RATES = tuple(10.0**-k for k in range(1, 7))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """The validated question."""
+    """The validated question; with a target, one of the values is None and sought.
 
-    population: int
-    batch_size: int
-    steps: int
-    delta: float
-    relation: NeighboringRelation
+    Attributes:
+        scheme: how batches are formed.
+        batch_size: expected batch size.
+        steps: number of noised steps, or what it is for a batch size.
+        noise_multiplier: standard deviation of the noise / clip norm.
+        delta: probability with which epsilon may fail.
+        target_epsilon: the epsilon to reach; None if epsilon is asked for.
+        relation: the neighboring relation.
+        accountant: a key of ACCOUNTANTS.
+        l2_norm_clip: what is printed with the noise; epsilon does not depend on it.
+        has_curve: whether curves are wanted.
+    """
+
+    scheme: Scheme
+    batch_size: int | None
+    steps: int | Fraction | None
     noise_multiplier: float | None
+    delta: float | None
     target_epsilon: float | None
-    sampling: str
+    relation: NeighboringRelation
     accountant: str
-    curve: bool
-
-    @property
-    def sampling_probability(self) -> float:
-        return self.batch_size / self.population
-
-    @property
-    def count(self) -> int:
-        """Releases that an example takes part in, at most."""
-        if self.sampling != "shuffle":
-            return self.steps
-        return -(-self.steps // (self.population // self.batch_size))
+    l2_norm_clip: float | None
+    has_curve: bool
 
     @property
     def make_accountant(self) -> MakeAccountant:
         """Relation -> the accountant that was asked for."""
         return ACCOUNTANTS[self.accountant]
 
-    def event(self, noise: float) -> Event:
-        """One release that an example takes part in."""
-        gaussian = GaussianEvent(noise)
-        if self.sampling == "poisson":
-            return PoissonSampledEvent(self.sampling_probability, gaussian)
-        if self.sampling == "fixed_size":
-            return FixedSizeSampledEvent(self.population, self.batch_size, gaussian)
-        return UnverifiedSamplingEvent(gaussian)
+    def steps_for(self, batch_size: int) -> int:
+        """Steps; a fraction is a number of passes, and epochs * N / B is rounded up."""
+        if isinstance(self.steps, Fraction):
+            return math.ceil(self.steps * self.scheme.population / batch_size)
+        return self.steps or 0
 
 
-def suggested_delta(population: int) -> str:
-    """A power of ten at least ten times below 1 / population."""
-    return f"1e-{len(str(population)) + 1}"
+@dataclasses.dataclass(frozen=True, slots=True)
+class Solved:
+    """A plan without gaps."""
+
+    plan: Plan
+    batch_size: int
+    steps: int
+    noise: float
+    delta: float
+
+    @property
+    def event(self) -> Event:
+        return self.plan.scheme.event(self.noise, self.batch_size)
+
+    @property
+    def count(self) -> int:
+        return self.plan.scheme.count(self.batch_size, self.steps)
+
+    def accountant(self, make: MakeAccountant | None = None) -> Accountant:
+        """What the plan would release, composed."""
+        composed = (make or self.plan.make_accountant)(self.plan.relation)
+        return composed.compose(self.event, self.count)
+
+    def bounds(self, delta: float) -> Bounds:
+        """Epsilon at a delta."""
+        bounds = self.accountant().epsilon(delta)
+        if self.plan.scheme.name != "shuffle":
+            return bounds
+        lower = min(self._lower(delta), bounds.upper)
+        return Bounds(lower, bounds.upper, bounds.upper, bounds.converged)
+
+    def _lower(self, delta: float) -> float:
+        """Epsilon that shuffling attains at least; 0 where nothing is known."""
+        scheme = self.plan.scheme
+        attained = scheme.attained(self.noise, self.batch_size, self.steps)
+        if attained is None or self.plan.accountant != PldAccountant.name:
+            return 0.0
+        # What zeroing an example attains, replacing it by a zero gradient does too.
+        composed = PldAccountant(NeighboringRelation.ZERO_OUT)
+        try:
+            return composed.compose(*attained).epsilon(delta).lower
+        except UnsupportedEventError:
+            return 0.0
 
 
-def _bounds(plan: Plan, event: Event, delta: float) -> Bounds:
-    """Epsilon of the plan at a delta."""
-    accountant = plan.make_accountant(plan.relation).compose(event, plan.count)
-    bounds = accountant.epsilon(delta)
-    if plan.sampling != "shuffle":
-        return bounds
-    # The releases counted are more than what was done: nothing follows from below.
-    return Bounds(0.0, bounds.upper, bounds.upper, bounds.converged)
+def solve(plan: Plan) -> Solved:
+    """Finds the value that the target leaves open, on the safe side.
+
+    Raises:
+        BudgetSpentError: no value reaches the target.
+        UnsupportedEventError: no bound is known for the sampling and relation.
+    """
+    scheme, target = plan.scheme, plan.target_epsilon
+    size, noise, delta = plan.batch_size, plan.noise_multiplier, plan.delta
+    options: dict[str, Any] = {
+        "relation": plan.relation,
+        "accountant": plan.make_accountant,
+    }
+    if target is not None and size is None and noise is not None and delta is not None:
+        known = noise
+
+        def event_of(value: int) -> Event:
+            return scheme.event(known, value)
+
+        def count_of(value: int) -> int:
+            return scheme.count(value, plan.steps_for(value))
+
+        size = calibrate.batch_size(
+            target, delta, noise, scheme.population, count_of, make_event=event_of,
+            **options,
+        )  # fmt: skip
+    if size is None:
+        raise ValueError("batch_size is None without a target that would decide it.")
+    steps = plan.steps_for(size)
+    if target is not None and plan.steps is None and noise and delta:
+        steps = _steps(plan, size, noise, delta, target)
+    count = scheme.count(size, steps)
+    if target is not None and noise is None and delta is not None:
+        fixed = size
+        noise = calibrate.noise_multiplier(
+            target, delta, 1.0, count, make_event=lambda s: scheme.event(s, fixed),
+            **options,
+        )  # fmt: skip
+    if noise is None:
+        raise ValueError("noise_multiplier is None without a target to decide it.")
+    if target is not None and delta is None:
+        make = plan.make_accountant
+        composed = make(plan.relation).compose(scheme.event(noise, size), count)
+        delta = _smallest_delta(composed, target)
+    if delta is None:
+        raise ValueError("delta is None without a target to decide it.")
+    return Solved(plan, size, steps, noise, delta)
+
+
+def _steps(plan: Plan, size: int, noise: float, delta: float, target: float) -> int:
+    """The most steps within the target."""
+    count = calibrate.steps(
+        target,
+        delta,
+        plan.scheme.event(noise, size),
+        relation=plan.relation,
+        accountant=plan.make_accountant,
+    )
+    if count == 0:
+        raise calibrate.BudgetSpentError(
+            f"Not one step with noise multiplier {noise:g} and batch size {size} stays"
+            f" within epsilon {target:g} at delta {delta:g}. One release is the least"
+            " that trains anything. Raise the noise or the target, or take smaller"
+            " batches."
+        )
+    return plan.scheme.steps(size, count)
+
+
+def _smallest_delta(composed: Accountant, target: float) -> float:
+    """Delta at which the upper epsilon is within the target."""
+    delta = max(composed.delta(target).upper, 1e-290)
+    while delta < 1 and composed.epsilon(delta).upper > target:
+        delta *= 1.001
+    if not delta < 1:
+        raise calibrate.BudgetSpentError(
+            f"No delta below 1 keeps epsilon within {target:g}. At that epsilon whole"
+            " examples may be given away. Raise the noise or the target."
+        )
+    return delta
 
 
 def answer(plan: Plan) -> dict[str, Any]:
-    """The plan with its epsilon, JSON-safe."""
-    noise = plan.noise_multiplier
-    if noise is None:
-        noise = noise_multiplier(
-            plan.target_epsilon or 0.0,
-            plan.delta,
-            plan.sampling_probability,
-            plan.count,
-            relation=plan.relation,
-            make_event=plan.event,
-            accountant=plan.make_accountant,
-        )
-    event = plan.event(noise)
-    bounds = _bounds(plan, event, plan.delta)
-    renyi: float | str | None = None
-    if plan.sampling != "fixed_size":
-        composed = RdpAccountant(plan.relation).compose(event, plan.count)
-        renyi = composed.epsilon(plan.delta).to_dict()["upper"]
+    """The plan with its epsilon, JSON-safe.
+
+    Raises:
+        BudgetSpentError: no value reaches the target.
+        UnsupportedEventError: no bound is known for the sampling and relation.
+    """
+    return described(solve(plan))
+
+
+def described(solved: Solved) -> dict[str, Any]:
+    """Everything a statement about the plan needs, JSON-safe."""
+    plan, scheme = solved.plan, solved.plan.scheme
+    bounds = solved.bounds(solved.delta)
     whole = plan.make_accountant(plan.relation).compose(
-        GaussianEvent(noise), plan.steps
+        scheme.unsampled(solved.noise), solved.steps
     )
-    curve = [
-        {"delta": delta, "epsilon": _bounds(plan, event, delta).to_dict()}
-        for delta in (10.0**-k for k in range(3, 13))
-        if plan.curve
-    ]
-    caveats = [_NO_TIGHT_BOUND if plan.sampling == "shuffle" else _SHUFFLING]
-    if plan.sampling == "fixed_size":
-        caveats.append(_TWO_PAIRS)
-    if plan.delta >= 1 / plan.population:
-        caveats.append(
-            f"Delta is not below 1 / N = {1 / plan.population:.3g}; such a promise may"
-            " give away whole examples. Choose"
-            f" --delta={suggested_delta(plan.population)} or less."
-        )
-    if bounds.upper == math.inf:
-        caveats.append("Without noise there is no privacy guarantee.")
+    users = scheme.max_examples_per_user
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": PROGRAM,
         "version": package_version(),
-        "N": plan.population,
-        "batch_size": plan.batch_size,
-        "sampling_probability": plan.sampling_probability,
-        "steps": plan.steps,
-        "noise_multiplier": noise,
+        "N": scheme.population,
+        "batch_size": solved.batch_size,
+        "sampling_probability": solved.batch_size / scheme.population,
+        "max_batch_size": scheme.max_batch_size,
+        "steps": solved.steps,
+        "epochs": solved.steps * solved.batch_size / scheme.population,
+        "noise_multiplier": solved.noise,
+        "l2_norm_clip": plan.l2_norm_clip,
         "target_epsilon": plan.target_epsilon,
-        "delta": plan.delta,
+        "solved_for": _sought(plan),
+        "delta": solved.delta,
+        "unit": UNIT if users == 1 else f"one user with at most {users} examples",
         "relation": plan.relation.value,
         "relation_meaning": plan.relation.description,
-        "sampling": SAMPLINGS[plan.sampling],
+        "sampling": SAMPLINGS[scheme.name],
+        "released": (
+            "the noised sum of clipped gradients of every step, and with it all"
+            " intermediate models and the final one"
+        ),
         "accountant": plan.accountant,
         "epsilon": bounds.to_dict(),
         "epsilon_text": str(bounds),
         "comparisons": {
-            "rdp": renyi,
-            "every_example_in_every_step": whole.epsilon(plan.delta).to_dict()["upper"],
+            "rdp": _upper(lambda: solved.accountant(RdpAccountant), solved.delta),
+            "every_example_in_every_step": _upper(lambda: whole, solved.delta),
         },
-        "curve": curve,
-        "event": event.to_dict(),
-        "event_count": plan.count,
-        "caveats": caveats,
+        "curve": _curve(solved) if plan.has_curve else [],
+        "tpr_at_fpr": _rates(solved) if plan.has_curve else [],
+        "event": solved.event.to_dict(),
+        "event_count": solved.count,
+        "caveats": [
+            dataclasses.asdict(caveat) for caveat in caveats(*_present(solved, bounds))
+        ],
     }
 
 
-def text(result: dict[str, Any]) -> str:
-    """The answer in lines of name and value."""
-    noise = f"{result['noise_multiplier']:.6g}"
-    if result["target_epsilon"] is not None:
-        # Rounded up, so that what is read off the screen still reaches the target.
-        noise = f"{math.ceil(result['noise_multiplier'] * 1e4) / 1e4:.4f}"
-        noise += f" (for a target epsilon of {result['target_epsilon']:g})"
-    lines = [
-        f"examples N            {result['N']}",
-        f"expected batch size   {result['batch_size']}",
-        f"sampling probability  {result['sampling_probability']:.6g}",
-        f"steps                 {result['steps']}",
-        f"noise multiplier      {noise}",
-        f"relation              {result['relation']}",
-        f"                      {result['relation_meaning']}",
-        f"sampling assumed      {result['sampling']}.",
-        f"epsilon               {result['epsilon_text']}",
-        f"delta                 {result['delta']:g}",
-        f"accountant            {result['accountant']}, accounting {result['version']}",
-        *(
-            f"at delta {point['delta']:g}        at most {_shown(point)}"
-            for point in result["curve"]
-        ),
-        *(f"caveat                {caveat}" for caveat in result["caveats"]),
+def _sought(plan: Plan) -> str | None:
+    """Name of the value that the target decided."""
+    names = ("noise_multiplier", "steps", "batch_size", "delta")
+    return next((name for name in names if getattr(plan, name) is None), None)
+
+
+def _present(solved: Solved, bounds: Bounds) -> list[str]:
+    """Ids of the caveats that apply."""
+    by_scheme = {
+        "shuffle": ["no_tight_bound"],
+        "fixed_size": ["two_pairs", "shuffling"],
+        "balls_in_bins": ["own_step"],
+        "none": ["unverified_sampling"],
+    }
+    present = by_scheme.get(solved.plan.scheme.name, ["shuffling"])
+    if solved.delta >= 1 / solved.plan.scheme.population:
+        present.append("delta_too_large")
+    if bounds.upper == math.inf:
+        present.append("no_noise")
+    always = ["central", "printed_metrics", "data_statistics", "tuning", "plan_only"]
+    return [*present, *always, "floating_point"]
+
+
+def _upper(composed: Callable[[], Accountant], delta: float) -> float | str | None:
+    """An upper epsilon for comparison; None where there is no bound."""
+    try:
+        upper: float | str = composed().epsilon(delta).to_dict()["upper"]
+    except UnsupportedEventError:
+        return None
+    return upper
+
+
+def _curve(solved: Solved) -> list[dict[str, Any]]:
+    return [
+        {"delta": delta, "epsilon": solved.bounds(delta).to_dict()}
+        for delta in CURVE_DELTAS
     ]
-    return "\n".join(lines)
 
 
-def _shown(point: dict[str, Any]) -> str:
-    """The upper epsilon of a point of the curve, rounded up."""
-    upper = point["epsilon"]["upper"]
-    return upper if isinstance(upper, str) else f"{math.ceil(upper * 1e4) / 1e4:.4f}"
+def _rates(solved: Solved) -> list[dict[str, Any]]:
+    """What the best test reaches; for shuffling the upper bound only."""
+    points = tradeoff.true_positive_rate(solved.accountant(), CURVE_RATES)
+    if solved.plan.scheme.name == "shuffle":
+        points = tuple(
+            (rate, Bounds(rate, b.upper, b.upper, b.converged)) for rate, b in points
+        )
+    return [{"fpr": rate, "tpr": bounds.to_dict()} for rate, bounds in points]

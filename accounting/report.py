@@ -3,69 +3,36 @@
 import dataclasses
 import importlib
 import json
+import math
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
+from accounting.checklist import CAVEATS, UNIT, Caveat
 from accounting.default import DefaultAccountant
 from accounting.events import (
     Event,
     FixedSizeSampledEvent,
     PoissonSampledEvent,
+    RandomAllocationEvent,
+    TruncatedPoissonSampledEvent,
+    UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
 from accounting.ledger import Ledger, Release
+from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 
-SCHEMA_VERSION = 1
-UNIT = "one example"
+SCHEMA_VERSION = 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Caveat:
-    """A limit of the statement: an id that stays the same, and its text."""
-
-    id: str
-    text: str
-
-
-_TEXTS = {
-    "insecure_noise": (
-        "Part of the noise came from a source meant for tests. Whoever knows its seed"
-        " can remove it, so this is no privacy guarantee at all."
-    ),
-    "no_noise": (
-        "Part of the releases carried no noise. Epsilon is infinite, which is no"
-        " privacy guarantee."
-    ),
-    "delta_too_large": (
-        "Delta is not below 1 / number of examples. A method that publishes one example"
-        " at random could meet it; choose a delta well below that."
-    ),
-    "unverified_sampling": (
-        "Part of the batches was ready-made. The library did not draw them, so no"
-        " amplification by sampling is counted, and the statement holds only if each"
-        " example occupies at most one place of a batch."
-    ),
-    "printed_metrics": (
-        "Training losses and metrics shown during training are computed from the data"
-        " without noise. The statement does not cover them, nor what was decided by"
-        " looking at them."
-    ),
-    "tuning": (
-        "Earlier trainings on the same data, such as a search for hyper-parameters, are"
-        " not counted."
-    ),
-    "ledger_scope": (
-        "The ledger counts from where it started. Weights trained elsewhere, loaded"
-        " without the ledger (compile=False), cloned or copied start a new ledger, and"
-        " what they had spent is not in it."
-    ),
-    "all_checkpoints": (
-        "The statement covers the final model together with all intermediate models."
-    ),
+_NAMES = {
+    "rdp": "by Renyi divergences",
+    "no_amplification": "without amplification by sampling",
 }
+# What only a plan needs to say.
+_OF_PLANS = ("no_tight_bound", "shuffling", "own_step", "plan_only")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +48,8 @@ class PrivacyReport:
         version: version of the accounting package.
         population: number of examples if known.
         is_private: False if the noise was not secret.
+        comparisons: upper epsilon by Renyi divergences ("rdp") and without counting any
+            sampling ("no_amplification"); None where no bound is known.
         caveats: what the statement does not cover.
     """
 
@@ -92,6 +61,7 @@ class PrivacyReport:
     version: str
     population: int | None
     is_private: bool
+    comparisons: tuple[tuple[str, float | None], ...]
     caveats: tuple[Caveat, ...]
 
     def __str__(self) -> str:
@@ -120,6 +90,12 @@ class PrivacyReport:
                 f" noise from {release.noise_source}"
             )
         lines.append(f"  Accountant: {self.accountant}, accounting {self.version}.")
+        known = [
+            f"{_NAMES[name]} {Bounds(0.0, value, value, True)}"
+            for name, value in self.comparisons
+            if value is not None
+        ]
+        lines += _wrapped(f"For comparison, epsilon {'; '.join(known)}.", "  ")
         lines.append("  Caveats:")
         for caveat in self.caveats:
             lines += _wrapped(f"[{caveat.id}] {caveat.text}", "    ")
@@ -142,6 +118,10 @@ class PrivacyReport:
             "epsilon": self.epsilon.to_dict(),
             "is_private": self.is_private,
             "population": self.population,
+            "comparisons": {
+                name: "infinity" if value == math.inf else value
+                for name, value in self.comparisons
+            },
             "sampling": list(self.sampling()),
             "releases": [
                 {
@@ -201,6 +181,8 @@ def privacy_report(
         "delta_too_large": population is not None and delta >= 1 / population,
         "unverified_sampling": is_unverified,
     }
+    two_pairs = any(isinstance(r.event, FixedSizeSampledEvent) for r in ledger)
+    present |= dict.fromkeys(_OF_PLANS, False) | {"two_pairs": two_pairs}
     has_releases = ledger.total > 0
     present["ledger_scope"] = True
     return PrivacyReport(
@@ -212,12 +194,52 @@ def privacy_report(
         version=package_version(),
         population=population,
         is_private=ledger.is_private,
+        comparisons=_comparisons(ledger, delta, relation, accountant),
         caveats=tuple(
             Caveat(id, text)
-            for id, text in _TEXTS.items()
+            for id, text in CAVEATS.items()
             if present.get(id, has_releases)
         ),
     )
+
+
+def _comparisons(
+    ledger: Ledger,
+    delta: float,
+    relation: NeighboringRelation,
+    accountant: Callable[[NeighboringRelation], Accountant],
+) -> tuple[tuple[str, float | None], ...]:
+    """What other ways to count the same releases would say."""
+
+    def upper(
+        make: Callable[[NeighboringRelation], Accountant],
+        of: Callable[[Event], Event],
+    ) -> float | None:
+        composed = make(relation)
+        try:
+            for release in ledger:
+                composed.compose(of(release.event), release.count)
+        except UnsupportedEventError:
+            return None
+        return composed.epsilon(delta).upper
+
+    return (
+        ("rdp", upper(RdpAccountant, lambda event: event)),
+        ("no_amplification", upper(accountant, _unsampled)),
+    )
+
+
+def _unsampled(event: Event) -> Event:
+    """The release as if every example took part in it."""
+    match event:
+        case (
+            PoissonSampledEvent(event=inner)
+            | FixedSizeSampledEvent(event=inner)
+            | TruncatedPoissonSampledEvent(event=inner)
+            | RandomAllocationEvent(event=inner)
+        ):
+            return inner
+    return event
 
 
 def package_version() -> str:
@@ -232,6 +254,13 @@ def _sampling(event: Event) -> str:
             return f"Poisson, each example with probability {probability:.6g} per step"
         case FixedSizeSampledEvent(population, size, _):
             return f"fixed size, {size} of {population} without replacement per step"
+        case TruncatedPoissonSampledEvent(probability, _, _, most):
+            return (
+                f"Poisson, each example with probability {probability:.6g} per step,"
+                f" at most {most} kept"
+            )
+        case RandomAllocationEvent(bins, _):
+            return f"each example in one of {bins} steps of every pass, at random"
         case UnverifiedSamplingEvent():
             return "ready-made batches, no amplification counted"
     return "none, every example in every step"

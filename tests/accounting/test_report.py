@@ -18,7 +18,15 @@ from accounting.report import privacy_report
 
 POISSON = PoissonSampledEvent(0.004, GaussianEvent(1.1))
 UNVERIFIED = UnverifiedSamplingEvent(GaussianEvent(20.0))
-ALWAYS = ["printed_metrics", "tuning", "ledger_scope", "all_checkpoints"]
+ALWAYS = [
+    "central",
+    "printed_metrics",
+    "data_statistics",
+    "tuning",
+    "ledger_scope",
+    "floating_point",
+    "all_checkpoints",
+]
 
 
 def ledger_of(*events, noise_source: str = "secure/aes-ctr") -> Ledger:
