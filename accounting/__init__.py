@@ -26,7 +26,7 @@ from accounting.events import (
     event_from_dict,
     user_level,
 )
-from accounting.filters import RenyiFilter
+from accounting.filters import RenyiFilter, RenyiOdometer
 from accounting.ledger import Ledger, Release
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
@@ -58,6 +58,7 @@ __all__ = [
     "RdpAccountant",
     "Release",
     "RenyiFilter",
+    "RenyiOdometer",
     "TruncatedPoissonSampledEvent",
     "UnsupportedEventError",
     "UnverifiedSamplingEvent",

@@ -1,5 +1,5 @@
-"""A privacy filter: a budget that holds although what is released next may depend on
-what was released before.
+"""A privacy filter and an odometer: they hold although what is released next, and when
+to stop, may depend on what was released before.
 
 An accountant answers for a composition that was fixed in advance. Where the noise or
 the sampling of a step is chosen after looking at earlier results, bounds of different
@@ -9,6 +9,18 @@ rho makes the whole (1 + t, rho)-Renyi private. With K(t) = t rho and the conver
 rdp.py, epsilon at delta is within a target as long as
 
     sum K(t) <= t epsilon + ln delta - slack(t),    slack(t) = t ln t - (1+t) ln(1+t)
+
+The filter needs its target beforehand. The odometer has none: it shows an epsilon after
+every release, and all that it ever shows hold together (Rogers, Roth, Ullman and Vadhan
+2016, arXiv:1605.08294). With L_n the privacy loss after n releases and K_n(t) the
+divergences of the same, each chosen from the results before it,
+
+    M_n = exp(t L_n - K_n(t)),    E[M_n | results before n] <= M_{n-1},    M_0 = 1
+
+so that by Ville's inequality, with probability 1 - delta, no M_n ever reaches 1 / delta
+(as in Whitehouse, Ramdas, Rogers and Wu 2023, arXiv:2203.05481, for other bounds on the
+losses). Then L_n <= (K_n(t) + ln(1 / delta)) / t for all n at once; of several fixed
+orders each has its share of delta, and the smallest bound counts.
 """
 
 import math
@@ -19,11 +31,13 @@ import numpy as np
 from accounting.accountant import FixedSizeGaussian, mechanism_of
 from accounting.calibrate import MOST_STEPS, BudgetSpentError
 from accounting.events import Event, UnsupportedEventError, checked_count
-from accounting.pairs import largest_order, log_moments
+from accounting.pairs import Array, largest_order, log_moments
 from accounting.relations import NeighboringRelation
 
 # Sums of costs are rounded upward by more than their rounding error.
 _ROUND_UP = 1 + 1e-12
+# Orders of the odometer less 1; twelve of them cost ln 12 beside ln(1 / delta).
+_ODOMETER_ORDERS = np.exp2(np.arange(-2.0, 10.0))
 
 
 @final
@@ -128,28 +142,92 @@ class RenyiFilter:
 
     def _cost(self, event: Event) -> float:
         """K(t) of one release."""
-        mechanism = mechanism_of(event, "filter", self._relation)
-        if isinstance(mechanism, FixedSizeGaussian):
-            raise UnsupportedEventError(
-                event,
-                "filter",
-                self._relation.value,
-                "Its Renyi divergences have no formula here that is near the truth.",
-                "Use Poisson sampling.",
+        return float(_costs(event, self._relation, np.array([self._order]))[0])
+
+
+@final
+class RenyiOdometer:
+    """Shows an epsilon after every release; all that are shown hold at once.
+
+    Args:
+        delta: in (0, 1), the probability with which any epsilon shown may fail.
+        relation: the neighboring relation.
+
+    Guarantees:
+        With probability 1 - delta the privacy loss never exceeds `epsilon`, however
+        events were chosen from earlier results. Whoever stops when they like, on what
+        they have seen, and has `epsilon` at most e then, made an (e, delta)-DP release.
+        A target known beforehand costs less with RenyiFilter.
+
+    Raises:
+        ValueError: delta outside (0, 1).
+
+    >>> from accounting.events import GaussianEvent
+    >>> odometer = RenyiOdometer(1e-6)
+    >>> odometer.record(GaussianEvent(10.0), 5)
+    >>> f"{odometer.epsilon:.3f}"
+    '1.334'
+    """
+
+    def __init__(
+        self,
+        delta: float,
+        *,
+        relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE,
+    ) -> None:
+        if not 0 < delta < 1:
+            raise ValueError(
+                f"delta is {delta!r}, outside (0, 1). It is the probability with which"
+                " an epsilon may fail. Pass for example 1e-6."
             )
-        q, noise = mechanism.sampling_probability, mechanism.noise_multiplier
-        if q == 0:
+        self._relation = relation
+        self._log_share = math.log(len(_ODOMETER_ORDERS)) - math.log(delta)
+        self._spent = np.zeros(len(_ODOMETER_ORDERS))
+
+    @property
+    def epsilon(self) -> float:
+        """Bound on the privacy loss so far; 0 where nothing was released."""
+        if not self._spent.any():
             return 0.0
-        if noise == 0:
-            return math.inf
-        t = self._order
-        if t <= largest_order(q, noise) or q == 1:
-            moments = log_moments(q, noise, self._relation, np.array([t]))
-            return float(moments[0])
-        # Beyond the range of the quadrature, by joint convexity of e^K.
-        distance = self._relation.sensitivity(1.0) / noise
-        gaussian = t * (1 + t) * 0.5 * distance * distance
-        return float(np.logaddexp(math.log1p(-q), math.log(q) + gaussian)) * _ROUND_UP
+        return float(((self._spent + self._log_share) / _ODOMETER_ORDERS).min())
+
+    def record(self, event: Event, count: int = 1) -> None:
+        """Adds count releases. Call it before the first of them is made.
+
+        Raises:
+            UnsupportedEventError: no bound is known for the event and relation.
+            ValueError: count is not a whole number >= 1.
+        """
+        count = checked_count(count)
+        costs = _costs(event, self._relation, _ODOMETER_ORDERS)
+        self._spent = (self._spent + count * costs) * _ROUND_UP
+
+
+def _costs(event: Event, relation: NeighboringRelation, orders: Array) -> Array:
+    """K(t) of one release at each order."""
+    mechanism = mechanism_of(event, "filter", relation)
+    if isinstance(mechanism, FixedSizeGaussian):
+        raise UnsupportedEventError(
+            event,
+            "filter",
+            relation.value,
+            "Its Renyi divergences have no formula here that is near the truth.",
+            "Use Poisson sampling.",
+        )
+    q, noise = mechanism.sampling_probability, mechanism.noise_multiplier
+    if q == 0:
+        return np.zeros_like(orders)
+    if noise == 0:
+        return np.full_like(orders, math.inf)
+    # Beyond the range of the quadrature, by joint convexity of e^K.
+    distance = relation.sensitivity(1.0) / noise
+    gaussian = orders * (1 + orders) * 0.5 * distance * distance
+    log_rest = math.log1p(-q) if q < 1 else -math.inf
+    costs = np.logaddexp(log_rest, math.log(q) + gaussian) * _ROUND_UP
+    is_near = orders <= (math.inf if q == 1 else largest_order(q, noise))
+    if is_near.any():
+        costs[is_near] = log_moments(q, noise, relation, orders[is_near])
+    return np.asarray(costs)
 
 
 def _budget(t: float, epsilon: float, delta: float) -> float:

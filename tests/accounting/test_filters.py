@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import binom, norm
 
 from accounting.calibrate import MOST_STEPS, BudgetSpentError
 from accounting.events import (
@@ -11,7 +13,7 @@ from accounting.events import (
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
-from accounting.filters import RenyiFilter
+from accounting.filters import RenyiFilter, RenyiOdometer
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 from tests.accounting.battery import sampled
@@ -118,3 +120,93 @@ def test_order_beyond_the_quadrature_is_bounded_by_convexity() -> None:
     budget = RenyiFilter(8.0, 1e-6, order=500.0)
     assert budget.remaining(sampled(1e-4, 1.0)) == 0
     assert budget.remaining(sampled(1e-4, 30.0)) > 10**6
+
+
+def adaptive_losses(seed: int, runs: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise multipliers and summed losses [runs, steps] of an adversary who adapts.
+
+    After a step that revealed much the next one has less noise, after another more; the
+    noise takes three values, so that only adaptive bounds apply.
+    """
+    generator = np.random.default_rng(seed)
+    noise = np.full(runs, 8.0)
+    total = np.zeros(runs)
+    noises, totals = [], []
+    for _ in range(steps):
+        distance = 1 / noise
+        output = distance + generator.standard_normal(runs)
+        total = total + distance * output - distance**2 / 2
+        noises.append(noise)
+        totals.append(total)
+        noise = np.where(output > 1.0, 4.0, np.where(output < -0.5, 16.0, 8.0))
+    return np.stack(noises, axis=1), np.stack(totals, axis=1)
+
+
+def odometer_epsilons(noises: np.ndarray, delta: float) -> np.ndarray:
+    """What an odometer shows along each run; epsilon depends on counts only."""
+    known: dict[tuple[int, ...], float] = {}
+    counts = np.stack([np.cumsum(noises == v, axis=1) for v in (4.0, 8.0, 16.0)], -1)
+    shown = np.empty(noises.shape)
+    for place in np.ndindex(noises.shape):
+        key = tuple(int(c) for c in counts[place])
+        if key not in known:
+            odometer = RenyiOdometer(delta)
+            for noise, count in zip((4.0, 8.0, 16.0), key, strict=True):
+                if count:
+                    odometer.record(GaussianEvent(noise), count)
+            known[key] = odometer.epsilon
+        shown[place] = known[key]
+    return shown
+
+
+def test_loss_never_passes_the_odometer_though_events_and_stop_are_adaptive() -> None:
+    """False alarm 1e-6; a bound for each single step alone is caught by the same test.
+
+    4,000 runs of 20 steps at delta 0.05: at most 200 expected to pass at any step.
+    """
+    runs, delta = 4000, 0.05
+    noises, losses = adaptive_losses(5, runs, 20)
+    allowed = binom.isf(1e-6, runs, delta)
+    passed = (losses > odometer_epsilons(noises, delta)).any(axis=1).sum()
+    assert passed <= allowed
+    # The quantile of each step's loss, as if nobody looked before: passed too often.
+    mu = np.sqrt(np.cumsum(noises**-2.0, axis=1))
+    single = mu**2 / 2 + mu * norm.isf(delta)
+    assert (losses > single).any(axis=1).sum() > allowed
+
+
+def test_odometer_is_above_an_accountant_and_not_far() -> None:
+    for event, count in ((GaussianEvent(10.0), 30), (sampled(0.01, 1.0), 1000)):
+        odometer = RenyiOdometer(1e-6)
+        before = 0.0
+        for _ in range(10):
+            odometer.record(event, count // 10)
+            assert odometer.epsilon > before
+            before = odometer.epsilon
+        known = RdpAccountant().compose(event, count).epsilon(1e-6).upper
+        assert known < odometer.epsilon < 1.6 * known
+
+
+def test_odometer_counts_equal_releases_alike_and_stays_at_zero_for_free_ones() -> None:
+    one, other = RenyiOdometer(1e-6), RenyiOdometer(1e-6)
+    assert one.epsilon == 0
+    one.record(sampled(0.0, 1.0), 10)
+    assert one.epsilon == 0
+    for noise in (5.0, 9.0):
+        one.record(GaussianEvent(noise), 3)
+        for _ in range(3):
+            other.record(GaussianEvent(noise))
+    assert one.epsilon == pytest.approx(other.epsilon, rel=1e-10)
+    one.record(GaussianEvent(0.0))
+    assert one.epsilon == math.inf
+
+
+def test_odometer_refuses_what_it_cannot_bound() -> None:
+    with pytest.raises(ValueError, match="Pass for example 1e-6"):
+        RenyiOdometer(0.0)
+    odometer = RenyiOdometer(1e-6, relation=NeighboringRelation.REPLACE_ONE)
+    with pytest.raises(UnsupportedEventError, match="Use Poisson sampling"):
+        odometer.record(FixedSizeSampledEvent(10, 1, GaussianEvent(1.0)))
+    with pytest.raises(ValueError, match="Pass the number of releases"):
+        odometer.record(GaussianEvent(1.0), 0)
+    assert odometer.epsilon == 0
