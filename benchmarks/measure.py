@@ -230,7 +230,8 @@ class Table:
 
     def row(self, *cells: str) -> None:
         """Prints one row; missing cells stay empty."""
-        padded = [*cells, *[""] * (self._width - len(cells))]
+        texts = [cell.replace("|", r"\|") for cell in cells]
+        padded = [*texts, *[""] * (self._width - len(cells))]
         print("| " + " | ".join(padded) + " |", flush=True)
 
 

@@ -109,8 +109,11 @@ def main() -> None:
     table = measure.Table(
         "model (batch)", "peer", "mode", "plain", "private", "wall ratio", "CPU ratio"
     )
+    best: dict[str, dict[str, tuple[float, str]]] = {}
     for model in options.models:
         case = CASES[model]
+        title = f"{case.title} ({case.batch_size})"
+        fastest = best.setdefault(title, {})
         for name in options.peers:
             if isinstance(found[name], str):
                 continue
@@ -126,8 +129,17 @@ def main() -> None:
                     options.limit,
                     options.memory,
                 )
-                title = f"{case.title} ({case.batch_size})"
                 table.row(title, name, mode, *measure.speed_cells(times))
+                if "failed" not in times:
+                    private = measure.figure(times["private_ms"])
+                    text = f"{measure.figure(times['wall'])} ({mode}, {private} ms)"
+                    candidate = times["wall"], text
+                    fastest[name] = min(fastest.get(name, candidate), candidate)
+    print("\nthe best mode of each: wall ratio (mode, private milliseconds)\n")
+    table = measure.Table("model (batch)", *options.peers)
+    for title, fastest in best.items():
+        cells = (fastest.get(name, (0.0, "none"))[1] for name in options.peers)
+        table.row(title, *cells)
 
 
 if __name__ == "__main__":

@@ -143,3 +143,15 @@ def test_a_peer_that_cannot_be_measured_says_why_in_its_row():
 
     assert measure.speed_cells(known) == ["1.23 (XLA)", "> 180 s", "", ""]
     assert measure.speed_cells({"failed": "broken"}) == ["", "broken", "", ""]
+
+
+def test_a_reason_with_a_bar_in_it_does_not_break_the_table(capsys):
+    table = measure.Table("model", "private", "ratio")
+
+    table.row("CNN", "TypeError: int | None")
+
+    assert capsys.readouterr().out.splitlines() == [
+        "| model | private | ratio |",
+        "|---|---|---|",
+        r"| CNN | TypeError: int \| None |  |",
+    ]
