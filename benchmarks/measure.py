@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import statistics
@@ -182,12 +183,10 @@ def _reason(errors: str, returncode: int) -> str:
     """The line that names the exception, or how the process ended."""
     if returncode < 0:
         return f"ended by {signal.Signals(-returncode).name}"
-    named = [
-        line
-        for line in errors.splitlines()
-        if line[:1].isalpha() and ("Error" in line.split(":")[0])
-    ]
-    return (named or errors.strip().splitlines() or [f"exit code {returncode}"])[-1]
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    # TensorFlow repeats the name of an exception, indented, before what it says.
+    named = [line for line in lines if re.match(r"[\w.]*Error: (?!in user code)", line)]
+    return (named or lines or [f"exit code {returncode}"])[-1]
 
 
 def peak_mib() -> float:

@@ -66,6 +66,10 @@ def test_a_measurement_that_takes_too_much_memory_is_ended(tmp_path):
     ("source", "reason"),
     [
         ("raise ValueError('no such layer')", "ValueError: no such layer"),
+        (
+            "raise TypeError('in user code:\\n\\n    TypeError: int | str\\n')",
+            "TypeError: int | str",
+        ),
         ("import os\nos.kill(os.getpid(), 9)", "ended by SIGKILL"),
     ],
 )
