@@ -1,7 +1,7 @@
 """One draw of noise for one release: charge first, then the samples.
 
-The host call that makes the noise (or its keys) is the call that charges the ledger,
-so no noise, and hence no release, exists that was not charged before.
+The host call that hands over the noise (or its keys) is the call that charges the
+ledger, so no noise, and hence no release, leaves the host that was not charged before.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train.noise import device
-from dp_train.noise.secure import KEYSTREAM
+from dp_train.noise.ahead import KEYSTREAM
 from dp_train.values import BeginRelease
 
 NOISE_SOURCES = (KEYSTREAM.name, device.NAME)
+_ALIGNED = 16
+"""Numbers, of at least 4 bytes, that take a multiple of 64 bytes."""
 
 
 class HostSource(Protocol):
@@ -82,19 +84,28 @@ def draw_noise(
 def _draw_on_host(
     shapes: Sequence[Sequence[int]], dtype: tf.DType, begin_release: BeginRelease
 ) -> list[tf.Tensor]:
-    """One host call for all tensors together, then split."""
+    """One host call for all tensors, each a part of one array that is not copied."""
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+    # TensorFlow takes an array as it is if it starts at a multiple of 64 bytes.
+    places = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+    starts = [sum(places[:i]) for i in range(len(places))]
 
     def call() -> Any:
         stddev = begin_release(_recorded_name(KEYSTREAM.name))
+        floats = dtype.as_numpy_dtype
         if stddev == 0.0:
-            return np.zeros(sum(sizes), dtype.as_numpy_dtype)
-        return _host_source.normals(sum(sizes), stddev, dtype.as_numpy_dtype)
+            flat = np.zeros(sum(places), floats)
+        else:
+            flat = _host_source.normals(sum(places), stddev, floats)
+        return [
+            flat[start : start + size].reshape(shape)
+            for start, size, shape in zip(starts, sizes, shapes, strict=True)
+        ]
 
-    flat = tf.numpy_function(call, [], dtype, stateful=True)
-    flat.set_shape([sum(sizes)])
-    parts = tf.split(flat, sizes)
-    return [tf.reshape(p, shape) for p, shape in zip(parts, shapes, strict=True)]
+    noise = tf.nest.flatten(
+        tf.numpy_function(call, [], [dtype] * len(shapes), stateful=True)
+    )
+    return [tf.ensure_shape(z, shape) for z, shape in zip(noise, shapes, strict=True)]
 
 
 def _draw_on_device(

@@ -118,6 +118,11 @@ class Keystream:
             Tails to 9.42 standard deviations; no seed, no clamp, no repetition.
         """
         out = np.empty(count + count % 2, dtype)
+        self.fill(out, stddev)
+        return out[:count]
+
+    def fill(self, out: FloatArray, stddev: float) -> None:
+        """As `normals`, into an array of even size."""
         with self._lock:
             for start in range(0, out.size, 2 * _PAIRS_PER_BLOCK):
                 block = out[start : start + 2 * _PAIRS_PER_BLOCK]
@@ -131,7 +136,3 @@ class Keystream:
                 )
                 further = np.frombuffer(self._bytes(4 * small), np.uint32, small)
                 gaussian_from_bits(radius_bits, angle_bits, further, stddev, block)
-        return out[:count]
-
-
-KEYSTREAM = Keystream()

@@ -11,6 +11,7 @@ post-processing and costs no privacy.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -30,6 +31,8 @@ from dp_train.optimizers.arguments import (
 )
 from dp_train.values import ClippedSum, Sampling
 
+_FUSED_FROM = 1 << 19
+"""Numbers in the weights from which a compiled update is quicker."""
 _SPENT = 1e-3
 """A target of which less than this share is left counts as spent."""
 
@@ -173,16 +176,30 @@ class DPOptimizer(keras.optimizers.Optimizer):
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
         noise = draw_noise(self.noise_source, shapes, dtype, begin_release)
-        noised = [
-            _average(g, z, clipped_sum.expected_batch_size, extra)
-            for g, z, extra in zip(
-                gradients,
-                noise,
-                clipped_sum.data_free_gradients,
-                strict=True,
-            )
-        ]
-        self.inner_optimizer.apply(noised, variables)
+        extras = clipped_sum.data_free_gradients
+        divisor = clipped_sum.expected_batch_size
+
+        def update() -> None:
+            noised = [
+                _average(g, z, divisor, extra)
+                for g, z, extra in zip(gradients, noise, extras, strict=True)
+            ]
+            self.inner_optimizer.apply(noised, variables)
+
+        if self._is_update_fused(gradients):
+            tf.function(update, autograph=False, jit_compile=True)()
+        else:
+            update()
+
+    def _is_update_fused(self, gradients: Sequence[tf.Tensor]) -> bool:
+        """Whether XLA makes one loop of noise and update: large weights, known code.
+
+        An update alone reads and writes the weights several times; XLA does it once.
+        """
+        numbers = sum(int(np.prod(g.shape, dtype=np.int64)) for g in gradients)
+        is_known = type(self.inner_optimizer).__module__.startswith("keras.")
+        is_graph = not tf.executing_eagerly()
+        return is_graph and is_known and numbers >= _FUSED_FROM
 
     def _known_noise_multiplier(self) -> float:
         """The noise multiplier, read when a release is made."""

@@ -9,8 +9,10 @@ by 0.76 % is seen with probability 1 - 1e-6.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 import dp_train
-from dp_train.noise import secure
+from dp_train.noise import ahead
 from tests import statistics
 from tests.batteries.training import drawing, private
 
@@ -211,23 +213,31 @@ def assert_processes_draw_other_noise(noise_source: str = "aes256-ctr") -> None:
     statistics.assert_uncorrelated(one_seeded_step(noise_source), drawn)
 
 
-def assert_a_fork_draws_other_noise(count: int = 1000) -> None:
-    """Parent and child of a fork draw different words from then on.
+def assert_a_fork_draws_other_noise(count: int = 1 << 17) -> None:
+    """Parent and child of a fork draw different noise from then on.
 
-    1,000 equal words of 64 bits by chance have probability 2^-64000.
+    What was drawn ahead before the fork is in the memory of both. Two draws of 1,000
+    float64 samples agree in one by chance with probability below 1e-9.
     """
-    keystream = secure.Keystream()
-    keystream.words(1)
+    keystream = ahead.DrawnAhead()
+
+    def draw() -> Any:
+        words = keystream.words(1000).astype(np.float64)
+        return [*words, *keystream.normals(count, 1.0, np.float64)[:1000]]
+
+    draw()
+    time.sleep(0.2)  # what is drawn ahead is ready by then
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(20)
         # Nothing but the keystream: the threads of the parent are not here.
-        os.write(writing, keystream.words(count).tobytes())
+        os.write(writing, np.array(draw()).tobytes())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        theirs = np.frombuffer(pipe.read(), np.int64)
+        theirs = np.frombuffer(pipe.read(), np.float64)
     os.waitpid(child, 0)
-    ours = keystream.words(count)
-    assert theirs.size == count, "The child drew nothing."
+    ours = draw()
+    assert theirs.size == 2000, "The child drew nothing."
     assert not np.any(np.isin(ours, theirs)), "Parent and child share a keystream."

@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 import dp_train
-from dp_train.noise import device, draw, secure
+from dp_train.noise import ahead, device, draw
 from tests import statistics
 from tests.batteries import noise, transform
 from tests.batteries.noise import L2_NORM_CLIP, NOISE_MULTIPLIER
@@ -23,9 +23,9 @@ COUNT = 1_000_000
 def samples(source, count=COUNT):
     """Standard normal samples straight from a source."""
     if source == device.NAME:
-        key = tf.constant(secure.KEYSTREAM.words(2))
+        key = tf.constant(ahead.KEYSTREAM.words(2))
         return device.standard_normal([count], key).numpy()
-    return secure.KEYSTREAM.normals(count, 1.0)
+    return ahead.KEYSTREAM.normals(count, 1.0)
 
 
 # ------------------------------------------------------------------- through fit
@@ -119,22 +119,42 @@ def test_source_has_unit_stddev_and_normal_tails(source):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 65_536, 65_537, 131_073])
 def test_any_count_is_filled_over_the_edges_of_blocks(count):
-    drawn = secure.KEYSTREAM.normals(count, 1.0)
+    drawn = ahead.KEYSTREAM.normals(count, 1.0)
     assert drawn.shape == (count,) and drawn.dtype == np.float32
     # Equal samples next to each other would be a block written twice.
     assert np.count_nonzero(drawn[1:] == drawn[:-1]) <= 2
     assert np.count_nonzero(drawn == 0) <= 2
 
 
+def test_large_draws_are_handed_over_uncopied_and_never_written_again():
+    first = ahead.KEYSTREAM.normals(70_000, 1.0, np.float64)
+    kept = first.copy()
+    others = [ahead.KEYSTREAM.normals(70_000, 1.0, np.float64) for _ in range(4)]
+    assert first.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(first, kept)
+    for other in others:
+        # 1,000 x 70,000 float64 pairs agree somewhere with probability below 1e-6.
+        assert not np.any(np.isin(first[:1000], other))
+
+
+def test_a_draw_that_was_made_ahead_is_dropped_when_other_noise_is_asked_for():
+    count = 200_000
+    for stddev, dtype in [(1.0, np.float32), (5.0, np.float32), (5.0, np.float64)]:
+        drawn = ahead.KEYSTREAM.normals(count, stddev, dtype)
+        assert drawn.dtype == dtype and drawn.shape == (count,)
+        statistics.assert_stddev(drawn.astype(np.float64), stddev)
+    assert ahead.KEYSTREAM.normals(count - 1, 5.0, np.float64).shape == (count - 1,)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0, 2)])
 def test_device_noise_fills_any_shape(shape):
-    key = tf.constant(secure.KEYSTREAM.words(2))
+    key = tf.constant(ahead.KEYSTREAM.words(2))
     drawn = device.standard_normal(shape, key)
     assert drawn.shape == shape and drawn.dtype == tf.float32
 
 
 def test_words_use_all_64_bits():
-    words = secure.KEYSTREAM.words(10_000)
+    words = ahead.KEYSTREAM.words(10_000)
     for bit in range(64):
         ones = int(np.count_nonzero((words >> bit) & 1))
         statistics.assert_binomial(ones, words.size, 0.5, what=f"ones in bit {bit}")

@@ -10,6 +10,7 @@ from models import compiled, data, loss, sequential
 
 import dp_train
 from accounting import UnverifiedSamplingEvent
+from dp_train.optimizers import dp_optimizer
 from dp_train.values import ClippedSum
 
 PAIRS = {
@@ -262,3 +263,24 @@ def test_noise_of_float64_weights_is_not_on_the_grid_of_float32(noise_source):
 def test_batch_does_not_print_its_examples():
     batch = dp_train.Batch(np.full(2, 12345.0), None, None, sampling=None)
     assert "12345" not in repr(batch)
+
+
+@pytest.mark.parametrize("ours", [dp_train.DPSGD, dp_train.DPAdamW])
+def test_update_of_large_weights_is_compiled_and_stays_what_it_is(ours, monkeypatch):
+    x, y = data()
+    results, counts = [], []
+    for least in (0, 1 << 40):
+        monkeypatch.setattr(dp_optimizer, "_FUSED_FROM", least)
+        keras.utils.set_random_seed(0)
+        rate = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+        model = compiled(
+            optimizer=ours(rate, l2_norm_clip=1.0, noise_multiplier=1.0, use_ema=True)
+        )
+        with dp_train.testing.insecure_noise(seed=3):
+            model.fit(x, y, batch_size=len(x), epochs=3, verbose=0)
+        results.append([v.numpy() for v in model.optimizer.variables])
+        results[-1] += model.get_weights()
+        counts.append(model.privacy_ledger.total)
+    assert counts == [3, 3]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from scipy import stats
 
 from dp_train.gradients import choose, vectorized
 from dp_train.gradients.structures import row_count
-from dp_train.noise import device, secure
+from dp_train.noise import ahead, device, secure
 from dp_train.optimizers import dp_optimizer
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from tests.mutants.mutant import Mutant
 
 _draw_noise = dp_optimizer.draw_noise
-_normals = secure.Keystream.normals
+_normals = ahead.DrawnAhead.normals
 
 
 def _noise_through(change: Callable[[list[Any]], list[Any]]) -> Any:
@@ -34,7 +35,7 @@ def _noise_through(change: Callable[[list[Any]], list[Any]]) -> Any:
 
 
 def _normals_by(function: Any) -> Any:
-    return mock.patch.object(secure.Keystream, "normals", function)
+    return mock.patch.object(ahead.DrawnAhead, "normals", function)
 
 
 def _applying(change: Callable[[Any], Any]) -> Any:
@@ -199,6 +200,13 @@ def key_kept_over_a_fork() -> Any:
     return mock.patch.object(secure, "os", forgetful)
 
 
+def draw_ahead_kept_over_a_fork() -> Any:
+    forgetful = types.SimpleNamespace(
+        cpu_count=os.cpu_count, register_at_fork=lambda **callbacks: None
+    )
+    return mock.patch.object(ahead, "os", forgetful)
+
+
 MUTANTS = {
     "noise divided by the batch size": Mutant(
         "The noise is scaled for an average and then averaged again.",
@@ -293,6 +301,12 @@ MUTANTS = {
     "key kept over a fork": Mutant(
         "Parent and child go on with one keystream.",
         key_kept_over_a_fork,
+        "noise: fork",
+        "share a keystream",
+    ),
+    "draw ahead kept over a fork": Mutant(
+        "The noise that was made ahead before a fork is used by parent and child.",
+        draw_ahead_kept_over_a_fork,
         "noise: fork",
         "share a keystream",
     ),

@@ -1,0 +1,97 @@
+"""Draws the noise of the next release while the current step computes.
+
+Samples are independent of the data and of each other, so when they are made is no part
+of the guarantee; what is released with them is charged first, by the caller.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from dp_train.noise.secure import FloatArray, Keystream
+
+_FEWEST = 1 << 16
+"""Below this many samples handing over to a thread costs more than the draw."""
+_PER_THREAD = 1 << 20
+"""Samples of one piece of work; larger draws use several threads."""
+
+
+class DrawnAhead:
+    """A keystream whose next draw is under way: same law, less waiting.
+
+    A draw is used once, and only for the same count, standard deviation and dtype, in
+    the process that made it; otherwise it is dropped and a fresh one is made.
+    """
+
+    def __init__(self) -> None:
+        self.name = Keystream.name
+        self._keystream = Keystream()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """Drops what a parent process drew, and its threads, which a fork loses."""
+        self._lock = threading.Lock()
+        self._of_thread = threading.local()
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pending: tuple[Any, FloatArray, list[Any]] | None = None
+
+    def words(self, count: int) -> Any:
+        """[count] uniform 64-bit words."""
+        return self._keystream.words(count)
+
+    def normals(self, count: int, stddev: float, dtype: Any = np.float32) -> FloatArray:
+        """[count] independent samples of N(0, stddev^2), float32 or float64.
+
+        Guarantees:
+            Large draws start at a multiple of 64 bytes; nobody else writes to them.
+        """
+        if count < _FEWEST:
+            return self._keystream.normals(count, stddev, dtype)
+        key = count + count % 2, stddev, np.dtype(dtype)
+        with self._lock:
+            pending, self._pending = self._pending, None
+            if pending is None or pending[0] != key:
+                pending = self._start(key)
+            self._pending = self._start(key)
+        _, out, parts = pending
+        for part in parts:
+            part.result()
+        return out[:count]
+
+    def _start(self, key: Any) -> tuple[Any, FloatArray, list[Any]]:
+        """Begins a draw; the caller holds the lock."""
+        count, stddev, dtype = key
+        if self._pool is None:
+            self._pool = concurrent.futures.ThreadPoolExecutor(
+                os.cpu_count(), thread_name_prefix="noise"
+            )
+        out = aligned(count, dtype)
+        parts = [
+            self._pool.submit(self._fill, out[start : start + _PER_THREAD], stddev)
+            for start in range(0, count, _PER_THREAD)
+        ]
+        return key, out, parts
+
+    def _fill(self, out: FloatArray, stddev: float) -> None:
+        """Fills one part from this thread's own keystream."""
+        keystream = getattr(self._of_thread, "keystream", None)
+        if keystream is None:
+            keystream = self._of_thread.keystream = Keystream()
+        keystream.fill(out, stddev)
+
+
+def aligned(count: int, dtype: Any) -> FloatArray:
+    """An uninitialised array at a multiple of 64 bytes, which TensorFlow can adopt."""
+    size = count * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype)
+
+
+KEYSTREAM = DrawnAhead()
