@@ -61,6 +61,24 @@ def test_accuracy_against_epsilon_writes_its_picture(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_choose_a_budget_explains_and_writes_its_picture(tmp_path):
+    picture = tmp_path / "picture.png"
+
+    printed = run(
+        "tutorials/02_choose_a_budget.py", "--output", str(picture), cwd=tmp_path
+    )
+
+    for landmark in (
+        "epsilon between 2.696 and 2.697",
+        "of the members at   1.0% false alarms",
+        "The noise that a promise costs",
+        "by cutting a shuffled set   57",
+        "How to choose",
+    ):
+        assert landmark in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_quiet_start_up_hides_the_lines_of_tensorflow_only(capfd):
     with quiet.start_up():
         os.write(2, b"I0000 00:00:1.5 1 port.cc:153] oneDNN\n")
