@@ -24,6 +24,10 @@ Plan = Callable[[float], tuple[Event, int]]
 # doses is so narrow: the rounding of a grid makes epsilon uneven at that scale.
 CLOSE = 1e-5
 TOLERANCE = 2e-5
+# Where no grid is fine enough, the upper bound is more uneven than that.
+_WIDE = 2e-3
+_UNEVEN = 100
+_MOST_TURNS = 40
 _WIDER = tuple(
     functools.partial(PldAccountant, relative_width=width) for width in (1e-2, 1e-3)
 )
@@ -55,6 +59,7 @@ class Crossing:
         self.target, self._delta = target_epsilon, target_delta
         wider = _WIDER if accountant is DefaultAccountant else ()
         self._accountants: Sequence[MakeAccountant] = (*wider, accountant)
+        self._is_uneven = False
 
     def already(self) -> float:
         """Upper epsilon of what was spent."""
@@ -68,9 +73,15 @@ class Crossing:
         """Epsilon at the dose over the target; above 1 exactly if not within it."""
         for make in self._accountants[:-1]:
             bounds = self._bounds(dose, make)
-            if bounds.upper <= self.target or bounds.lower > self.target:
-                return bounds.estimate / self.target
-        return self.bounds(dose).upper / self.target
+            if not bounds.lower <= self.target < bounds.upper:
+                if bounds.converged or bounds.lower > self.target:
+                    return bounds.estimate / self.target
+            if not bounds.converged:
+                break
+        bounds = self.bounds(dose)
+        is_wide = bounds.upper - bounds.lower > _WIDE * bounds.upper
+        self._is_uneven |= is_wide and bounds.lower <= self.target
+        return bounds.upper / self.target
 
     def largest(
         self,
@@ -122,15 +133,17 @@ class Crossing:
         """
         (a, fa), (b, fb) = ((x, _log(ratio)) for x, ratio in (low, high))
         turn = 0
-        while fa < -CLOSE and math.log(b / a) > TOLERANCE:
-            if is_whole and b - a <= 1:
+        while turn < _MOST_TURNS and not (is_whole and b - a <= 1):
+            scale = _UNEVEN if self._is_uneven else 1
+            close, tolerance = scale * CLOSE, scale * TOLERANCE
+            width = math.log(b / a)
+            if fa >= -close or width <= tolerance:
                 break
             turn += 1
-            width = math.log(b / a)
             step = width / 2
             if turn % 3:
-                root = width * (fa + CLOSE / 2) / (fa - fb)
-                step = min(max(root, 0.1 * TOLERANCE), width - 0.1 * TOLERANCE)
+                root = width * (fa + close / 2) / (fa - fb)
+                step = min(max(root, 0.1 * tolerance), width - 0.1 * tolerance)
             dose = a * math.exp(step)
             if is_whole:
                 dose = float(min(max(round(dose), a + 1), b - 1))
@@ -144,7 +157,8 @@ class Crossing:
     def _certified(self, dose: float, above: float, is_whole: bool) -> float:
         """The dose, lowered where a wide bracket had admitted it by luck."""
         while self.bounds(dose).upper > self.target:
-            dose, above = dose - max(above - dose, is_whole), dose
+            lower = max(dose - 2 * (above - dose), dose / 2)
+            dose, above = float(math.floor(lower)) if is_whole else lower, dose
         return dose
 
     def _bounds(self, dose: float, make: MakeAccountant) -> Bounds:

@@ -25,6 +25,7 @@ ACCOUNTANTS: dict[str, MakeAccountant] = {
     "pld": DefaultAccountant,
     "rdp": RdpAccountant,
 }
+_LEAST_DELTA, _MOST_DELTA = 1e-290, 0.5
 CURVE_DELTAS = tuple(10.0**-k for k in range(3, 13))
 CURVE_RATES = tuple(10.0**-k for k in range(1, 7))
 
@@ -184,14 +185,14 @@ def _steps(plan: Plan, size: int, noise: float, delta: float, target: float) -> 
 
 def _smallest_delta(composed: Accountant, target: float) -> float:
     """Delta at which the upper epsilon is within the target."""
-    delta = max(composed.delta(target).upper, 1e-290)
-    while delta < 1 and composed.epsilon(delta).upper > target:
-        delta *= 1.001
-    if not delta < 1:
+    if composed.epsilon(_MOST_DELTA).upper > target:
         raise calibrate.BudgetSpentError(
-            f"No delta below 1 keeps epsilon within {target:g}. At that epsilon whole"
-            " examples may be given away. Raise the noise or the target."
+            f"No delta below {_MOST_DELTA:g} keeps epsilon within {target:g}. A promise"
+            " that fails as often as not is none. Raise the noise or the target."
         )
+    delta = max(composed.delta(target).upper, _LEAST_DELTA)
+    while composed.epsilon(delta).upper > target:
+        delta *= 1.001
     return delta
 
 

@@ -470,7 +470,7 @@ def test_target_that_nothing_reaches_is_one_line(capsys) -> None:
     size = arguments(**weak, batch_size=None)
     assert_refused(capsys, size, "No batch size keeps epsilon within")
     delta = arguments(noise_multiplier="0", target_epsilon="1", delta=None)
-    assert_refused(capsys, delta, "No delta below 1 keeps epsilon within")
+    assert_refused(capsys, delta, "No delta below 0.5 keeps epsilon within")
 
 
 def test_checklist_of_a_statement_is_complete(capsys) -> None:
