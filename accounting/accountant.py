@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from accounting.events import (
     Event,
-    FixedSizeSampledEvent,
-    GaussianEvent,
-    PoissonSampledEvent,
     UnsupportedEventError,
-    UnverifiedSamplingEvent,
     checked_count,
     merge_counts,
+)
+from accounting.mechanisms import (
+    FREE,
+    UNPROTECTED,
+    Composition,
+    Mechanism,
+    mechanism_of,
+    without_failures,
 )
 from accounting.relations import NeighboringRelation
 
 if TYPE_CHECKING:
     from accounting.ledger import Ledger
+
+# Above the rounding of a chance of failure.
+_ROUNDED = 1e-14
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,26 +81,6 @@ def _rounded(value: float, rounding: str) -> str:
     return f"{float(context.create_decimal(value)):.4g}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SampledGaussian:
-    """A Poisson-sampled Gaussian release; probability 1 is no sampling."""
-
-    sampling_probability: float
-    noise_multiplier: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FixedSizeGaussian:
-    """A batch of fixed size without replacement, replace-one; probability below 1."""
-
-    sampling_probability: float
-    noise_multiplier: float
-
-
-Mechanism = SampledGaussian | FixedSizeGaussian
-Composition = tuple[tuple[Mechanism, int], ...]
-
-
 class Accountant(Protocol):
     """What a caller may ask of any accountant."""
 
@@ -122,7 +109,6 @@ class ComposingAccountant(abc.ABC):
     """
 
     name: ClassVar[str]
-    has_fixed_size: ClassVar[bool] = False
 
     def __init__(
         self, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -149,20 +135,21 @@ class ComposingAccountant(abc.ABC):
             ValueError: count is not a whole number >= 1.
         """
         mechanism = mechanism_of(event, self.name, self._relation)
-        if isinstance(mechanism, FixedSizeGaussian) and not self.has_fixed_size:
+        refusal = self._refusal(mechanism)
+        if refusal is not None:
             raise UnsupportedEventError(
-                event,
-                self.name,
-                self._relation.value,
-                "Its Renyi divergences have no formula here that is near the truth.",
-                "Use PldAccountant.",
+                event, self.name, self._relation.value, *refusal
             )
         count = checked_count(count)
-        if mechanism.sampling_probability > 0:
+        if mechanism != FREE:
             self._composition = merge_counts(
                 (*self._composition, (mechanism, count)),
             )
         return self
+
+    def _refusal(self, mechanism: Mechanism) -> tuple[str, str] | None:
+        """Why this accountant has no bound for a mechanism, and what to do instead."""
+        return None
 
     def compose_ledger(self, ledger: "Ledger") -> Self:
         """Adds everything a ledger has recorded and returns the accountant itself."""
@@ -188,11 +175,23 @@ class ComposingAccountant(abc.ABC):
                 " the promise may fail, and must be far below 1 / number of examples."
                 " Pass for example 1e-6."
             )
-        if not self._composition:
-            return Bounds(0.0, 0.0, 0.0, True)
-        if any(mechanism.noise_multiplier == 0 for mechanism, _ in self._composition):
+        if any(mechanism == UNPROTECTED for mechanism, _ in self._composition):
             return Bounds(0.0, math.inf, math.inf, True)
-        return self._epsilon(self._composition, float(delta))
+        composition, failure = without_failures(self._composition)
+        if failure >= delta:
+            return Bounds(0.0, math.inf, math.inf, True)
+        if not composition:
+            return Bounds(0.0, 0.0, 0.0, True)
+        if failure == 0:
+            return self._epsilon(composition, float(delta))
+        # What is left of delta, first from below and then from above.
+        left = (delta - failure) / (1 - failure) * (1 - _ROUNDED)
+        bounds = self._epsilon(composition, left)
+        failure *= 1 - 2 * _ROUNDED
+        most = (delta - failure) / (1 - failure) * (1 + _ROUNDED)
+        lower = self._epsilon(composition, min(most, 1 - _ROUNDED)).lower
+        estimate = max(bounds.estimate, lower)
+        return Bounds(min(lower, estimate), estimate, bounds.upper, bounds.converged)
 
     def delta(self, epsilon: float) -> Bounds:
         """Smallest delta for which everything composed is (epsilon, delta)-DP.
@@ -211,63 +210,29 @@ class ComposingAccountant(abc.ABC):
                 f"epsilon is {epsilon!r}, not a finite number >= 0. No probability"
                 " belongs to such a bound. Pass for example 2.0."
             )
-        if not self._composition:
-            return Bounds(0.0, 0.0, 0.0, True)
-        if any(mechanism.noise_multiplier == 0 for mechanism, _ in self._composition):
+        if any(mechanism == UNPROTECTED for mechanism, _ in self._composition):
             return Bounds(0.0, 1.0, 1.0, True)
-        return self._delta(self._composition, float(epsilon))
+        composition, failure = without_failures(self._composition)
+        bounds = Bounds(0.0, 0.0, 0.0, True)
+        if composition:
+            bounds = self._delta(composition, float(epsilon))
+        return with_failure(bounds, failure)
 
     @abc.abstractmethod
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
-        """Bounds on epsilon; not empty, probabilities and noises above 0."""
+        """Bounds on epsilon; not empty, nothing free, unprotected or failing."""
 
     @abc.abstractmethod
     def _delta(self, composition: Composition, epsilon: float) -> Bounds:
-        """Bounds on delta; not empty, probabilities and noises above 0."""
+        """Bounds on delta; not empty, nothing free, unprotected or failing."""
 
 
-def mechanism_of(
-    event: Event, accountant: str, relation: NeighboringRelation
-) -> Mechanism:
-    """Reduces an event to a sampled Gaussian, or refuses it."""
-    match event:
-        case GaussianEvent(noise_multiplier):
-            return SampledGaussian(1.0, noise_multiplier)
-        case PoissonSampledEvent(probability, GaussianEvent(noise_multiplier)):
-            return SampledGaussian(probability, noise_multiplier)
-        case FixedSizeSampledEvent(population, size, GaussianEvent(noise_multiplier)):
-            if relation is NeighboringRelation.REPLACE_ONE:
-                if size == population:
-                    return SampledGaussian(1.0, noise_multiplier)
-                return FixedSizeGaussian(size / population, noise_multiplier)
-            raise UnsupportedEventError(
-                event,
-                accountant,
-                relation.value,
-                "A batch of fixed size has no neighbor with one example more or less,"
-                " and zeroing is bounded by replacing only.",
-                "State the guarantee under replace_one.",
-            )
-        case UnverifiedSamplingEvent(GaussianEvent(noise_multiplier)):
-            if relation is not NeighboringRelation.ADD_OR_REMOVE_ONE:
-                return SampledGaussian(1.0, noise_multiplier)
-            raise UnsupportedEventError(
-                event,
-                accountant,
-                relation.value,
-                "Adding or removing one example of a ready-made sequence of batches"
-                " shifts every later batch, so no bound holds.",
-                "Pass arrays to fit or use PoissonLoader, so that the library draws the"
-                " batches; or state the guarantee under zero_out.",
-            )
-    raise UnsupportedEventError(
-        event,
-        accountant,
-        relation.value,
-        "It is none of GaussianEvent, PoissonSampledEvent(GaussianEvent),"
-        " FixedSizeSampledEvent(GaussianEvent) and"
-        " UnverifiedSamplingEvent(GaussianEvent), and a guess could understate"
-        " epsilon.",
-        "State the release as one of these; for nested Poisson sampling multiply the"
-        " probabilities.",
-    )
+def with_failure(bounds: Bounds, failure: float) -> Bounds:
+    """Bounds on D + (1 - D) delta from those on delta, D rounded upward."""
+    if failure == 0:
+        return bounds
+    upper = min(bounds.upper + failure * (1 + _ROUNDED), 1.0)
+    failure *= 1 - 2 * _ROUNDED
+    lower = (failure + (1 - failure) * bounds.lower) * (1 - _ROUNDED)
+    estimate = failure + (1 - failure) * bounds.estimate
+    return Bounds(lower, min(max(estimate, lower), upper), upper, bounds.converged)

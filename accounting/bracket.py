@@ -28,6 +28,8 @@ _MOST_CELLS = 1 << 18
 _PASSES = 6
 # Tilted mass of small losses that is left out.
 _BELOW = 1e-9
+# Tilt of the largest loss of one release, in nats.
+_MOST_TILT = 300.0
 # Room for the rounding of a Chernoff bound that was found by quadrature.
 QUADRATURE = 1e-6
 
@@ -63,6 +65,10 @@ class Question(abc.ABC):
     def excess(self, lower: float, upper: float, point: Point) -> float:
         """Width of a bracket over the width asked for."""
 
+    @abc.abstractmethod
+    def is_narrow(self, lower: float, upper: float) -> bool:
+        """True if a bracket is as narrow as asked for, whatever the scale of losses."""
+
 
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +97,10 @@ class EpsilonAt(Question):
         return self.width * max(answer, _least(point))
 
     def excess(self, lower: float, upper: float, point: Point) -> float:
-        return (upper - lower) / self.tolerance(upper, point)
+        return (upper - lower) / max(self.tolerance(upper, point), 1e-300)
+
+    def is_narrow(self, lower: float, upper: float) -> bool:
+        return upper - lower <= self.width * upper
 
 
 @final
@@ -125,6 +134,9 @@ class DeltaAt(Question):
         gap = math.log(upper / lower) if lower > 0 else 1e3
         return gap / LOG_DELTA_WIDTH
 
+    def is_narrow(self, lower: float, upper: float) -> bool:
+        return lower > 0 and math.log(upper / lower) <= LOG_DELTA_WIDTH
+
 
 def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bounds:
     """Bounds on the answer over all directions; most is an upper bound already known.
@@ -141,7 +153,10 @@ def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bou
     first.narrow()
     estimates = [first.estimate()]
     for other in others:
-        if question.chernoff(other.point) * (1 + QUADRATURE) <= first.lower:
+        # The Chernoff bound knows nothing of infinite losses.
+        is_finite = all(loss.infinite == 0 for loss, _ in other.terms)
+        bound = question.chernoff(other.point) * (1 + QUADRATURE)
+        if is_finite and bound <= first.lower:
             continue
         if not other.is_at_most(first.upper, first.step):
             other.narrow()
@@ -170,7 +185,14 @@ class _Search:
             # The largest losses may be too rare to matter and yet rule the tilt.
             delta = question.delta(self.guess)
             self.order = spectral.order_for_delta(terms, delta, self.infinite)
+        self._bound_order()
         self.ranges = [self._range(loss) for loss, _ in terms]
+
+    def _bound_order(self) -> None:
+        """Keeps the tilt within the digits where the answer is near the largest sum."""
+        tail = self.infinite * self.question.delta(self.guess) / self.total
+        largest = max(loss.largest(tail) for loss, _ in self.terms)
+        self.order = min(self.order, _MOST_TILT / max(largest, 1e-300))
 
     def _mass_at_infinity(self) -> float:
         """Share of delta that may go to infinite losses: a twentieth of the width."""
@@ -199,7 +221,11 @@ class _Search:
             self.upper = min(self.upper, upper)
             self.step = used
             excess = question.excess(self.lower, self.upper, point)
-            if excess <= 1 or used > step or (turn > 2 and excess > 0.8 * before):
+            if (
+                excess <= 1
+                or used > step * (1 + 1e-9)
+                or (turn > 2 and excess > 0.8 * before)
+            ):
                 return
             before = excess
             if turn > 0 or point.converged or self.lower > 0:
@@ -215,6 +241,7 @@ class _Search:
         self.order = spectral.order_for_epsilon(
             self.terms, epsilon, delta, self.infinite
         )
+        self._bound_order()
         self.ranges = [self._range(loss) for loss, _ in self.terms]
 
     def is_at_most(self, bound: float, step: float) -> bool:
@@ -239,12 +266,22 @@ class _Search:
         return (self.upper + 2 * self.lower) / 3
 
     def _grid(self, loss: Loss, ends: tuple[float, float], step: float) -> Grid:
+        if loss.lattice is not None and _divides(step, loss.lattice[1]):
+            return grid.aligned(step, loss.lattice[0], *ends)
         return grid.place(loss, step, *ends)
+
+    def _fitted(self, step: float) -> float:
+        """A step, not longer, that divides the distance of heavy losses."""
+        for loss, _ in self.terms:
+            if loss.lattice is not None and loss.lattice[1] >= step:
+                return loss.lattice[1] / math.ceil(loss.lattice[1] / step)
+        return step
 
     def _bounds(self, step: float) -> tuple[float, float, float]:
         """Lower and upper bound on a grid of this step or the finest that fits."""
         widest = max(high - low for low, high in self.ranges)
         step = max(step, widest / _MOST_CELLS)
+        step = self._fitted(step)
         while True:
             pairs = [
                 grid.laws(loss, self._grid(loss, ends, step))
@@ -273,6 +310,12 @@ class _Search:
     def _tilted(self, laws: Sequence[GridLaw]) -> Tilted:
         counts = [count for _, count in self.terms]
         return Tilted(list(zip(laws, counts, strict=True)), self.order)
+
+
+def _divides(step: float, distance: float) -> bool:
+    """True if the distance is a whole number of steps but for rounding."""
+    number = distance / step
+    return number > 0.5 and abs(number - round(number)) < 1e-12 * number
 
 
 def _least(point: Point) -> float:

@@ -28,10 +28,11 @@ from typing import final
 
 import numpy as np
 
-from accounting.accountant import FixedSizeGaussian, mechanism_of
 from accounting.calibrate import MOST_STEPS, BudgetSpentError
 from accounting.events import Event, UnsupportedEventError, checked_count
-from accounting.pairs import Array, largest_order, log_moments
+from accounting.mechanisms import FREE, UNPROTECTED, mechanism_of
+from accounting.moments import moments_of, refusal
+from accounting.pairs import Array
 from accounting.relations import NeighboringRelation
 
 # Sums of costs are rounded upward by more than their rounding error.
@@ -206,28 +207,15 @@ class RenyiOdometer:
 def _costs(event: Event, relation: NeighboringRelation, orders: Array) -> Array:
     """K(t) of one release at each order."""
     mechanism = mechanism_of(event, "filter", relation)
-    if isinstance(mechanism, FixedSizeGaussian):
-        raise UnsupportedEventError(
-            event,
-            "filter",
-            relation.value,
-            "Its Renyi divergences have no formula here that is near the truth.",
-            "Use Poisson sampling.",
-        )
-    q, noise = mechanism.sampling_probability, mechanism.noise_multiplier
-    if q == 0:
+    if mechanism == FREE:
         return np.zeros_like(orders)
-    if noise == 0:
+    if mechanism == UNPROTECTED:
         return np.full_like(orders, math.inf)
-    # Beyond the range of the quadrature, by joint convexity of e^K.
-    distance = relation.sensitivity(1.0) / noise
-    gaussian = orders * (1 + orders) * 0.5 * distance * distance
-    log_rest = math.log1p(-q) if q < 1 else -math.inf
-    costs = np.logaddexp(log_rest, math.log(q) + gaussian) * _ROUND_UP
-    is_near = orders <= (math.inf if q == 1 else largest_order(q, noise))
-    if is_near.any():
-        costs[is_near] = log_moments(q, noise, relation, orders[is_near])
-    return np.asarray(costs)
+    found = refusal(mechanism, relation)
+    if found is not None:
+        advice = "Use Poisson sampling, or state what was proved in another way."
+        raise UnsupportedEventError(event, "filter", relation.value, found[0], advice)
+    return moments_of(mechanism, relation).at(orders)
 
 
 def _budget(t: float, epsilon: float, delta: float) -> float:

@@ -40,7 +40,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from accounting.losses import ROUNDOFF, Below, Cells, Loss
+from accounting.losses import ROUNDOFF, Below, Cells, Loss, Points
 from accounting.pairs import Array
 
 Indices = NDArray[np.intp]
@@ -106,6 +106,14 @@ def place(loss: Loss, step: float, low: float, high: float) -> Grid:
     return Grid(step, offset, min(first, start), start, last, True)
 
 
+def aligned(step: float, anchor: float, low: float, high: float) -> Grid:
+    """A grid over [low, high] on which a value lies, and all at whole steps from it."""
+    offset = math.remainder(anchor, step)
+    first = math.floor((low - offset) / step) - 1
+    last = math.ceil((high - offset) / step) + 1
+    return Grid(step, offset, first, first, last, False)
+
+
 def _first_middle(loss: Loss, step: float, low: float, high: float) -> float | None:
     """m with ln P/Q of all losses up to m equal to m - h / 2; None if it is below low.
 
@@ -153,6 +161,9 @@ def _around_heaviest(loss: Loss, step: float, first: int, last: int) -> Grid:
 def laws(loss: Loss, grid: Grid) -> tuple[GridLaw, GridLaw]:
     """The lower and the upper law of a loss."""
     cells = loss.cells(grid.boundaries())
+    points = loss.on_points(grid.step, grid.offset)
+    if points is not None:
+        return _exact(grid, points), _upper(grid, cells)
     lowest = np.array([grid.offset + grid.step * grid.start])
     return _lower(grid, cells, loss.below(lowest)), _upper(grid, cells)
 
@@ -161,6 +172,14 @@ def upper_law(loss: Loss, grid: Grid) -> GridLaw:
     """The upper law alone, from whole cells."""
     cells = loss.cells(grid.boundaries()[::2])
     return _connected(grid, cells, cells.excess)
+
+
+def _exact(grid: Grid, points: Points) -> GridLaw:
+    """Lower law of losses that are on the grid: all of them smaller by the slip."""
+    first = int(points.index[0])
+    masses = np.zeros(int(points.index[-1]) - first + 1)
+    masses[points.index - first] = points.mass
+    return GridLaw(grid.step, grid.offset - points.slip, first, masses)
 
 
 def _upper(grid: Grid, cells: Cells) -> GridLaw:

@@ -28,8 +28,9 @@ import math
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from accounting.accountant import SampledGaussian
+from accounting.mechanisms import SampledGaussian
 from accounting.pairs import Array
 from accounting.relations import NeighboringRelation
 
@@ -41,7 +42,7 @@ LARGEST_NOISE = 1e8
 
 # Standard deviations beyond the outermost mode; e^{-9^2 / 2} = 3e-18.
 _WIDTH = 9.0
-_PANEL = 32
+PANEL = 32
 _SMALL_SIDE = 37.0
 
 
@@ -90,6 +91,21 @@ class Below:
     deficit_error: Array
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Points:
+    """A law on points of a grid.
+
+    Attributes:
+        index: [points] whole numbers of steps, ascending.
+        mass: [points] P-masses, rounded down.
+        slip: how far the losses are below their points at most.
+    """
+
+    index: NDArray[np.intp]
+    mass: Array
+    slip: float
+
+
 class Loss(abc.ABC):
     """The privacy loss of one ordered pair of neighboring outputs."""
 
@@ -121,6 +137,54 @@ class Loss(abc.ABC):
     def largest(self, tail: float) -> float:
         """A loss that is exceeded with probability at most tail."""
 
+    @property
+    def is_smooth(self) -> bool:
+        """False where all values are points, whose transform does not decay."""
+        return True
+
+    @property
+    def lattice(self) -> tuple[float, float] | None:
+        """A value and a distance so that all heavy values lie on this lattice."""
+        return None
+
+    def on_points(self, step: float, offset: float) -> "Points | None":
+        """All values as whole numbers of steps, if that is where they are."""
+        return None
+
+    def variation(self) -> float:
+        """Total variation of the pair, from above: its excess over a loss of 0."""
+        cells = self.cells(np.array([0.0, 1.0 + max(self.largest(1e-18), 0.0)]))
+        mass = float(cells.mass[0] + cells.mass_error[0])
+        excess = float(cells.excess[0] + cells.excess_error[0])
+        return excess + 4 * float(cells.slip[0]) * mass + cells.above
+
+    @property
+    def infinite(self) -> float:
+        """P-mass of infinite losses, which no node has; bounded from above."""
+        return 0.0
+
+    @property
+    def attained(self) -> "Loss | None":
+        """The loss of a pair that is no worse than the worst of the release.
+
+        Itself where this pair is attained. Else this one bounds from above only, and
+        None says that no pair below the worst is known in this direction.
+        """
+        return self
+
+
+class SymmetricLoss(Loss):
+    """The loss of a pair whose two laws are mirror images: (Q, P) has the same one."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def both(self, boundaries: Array) -> tuple[Cells, Array, Array]:
+        """Cells, their Q-masses, and bounds on the errors of these.
+
+        Boundaries may be infinite and repeat.
+        """
+
 
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +211,7 @@ class SampledGaussianLoss(Loss):
         # Half a panel: what the Gaussian, the zeros of w at distance pi s^2 and the
         # oscillation e^{iuL} each allow to 32 nodes.
         half = 1 / (0.5 / width + (0.3 + twist * frequency / 14) / (s * s))
-        return _PANEL * math.ceil((high - low) / (2 * half))
+        return PANEL * math.ceil((high - low) / (2 * half))
 
     def nodes(
         self, tail: float, frequency: float, order: float, *, positive: bool = False
@@ -157,8 +221,8 @@ class SampledGaussianLoss(Loss):
         low, high = self._span(tail)
         if positive:
             low = min(0.5, high)
-        panels = self.node_count(tail, frequency, order) // _PANEL
-        node, weight = _gauss_legendre()
+        panels = self.node_count(tail, frequency, order) // PANEL
+        node, weight = gauss_legendre()
         half = (high - low) / (2 * panels)
         middles = low + half * (2 * np.arange(panels) + 1)
         x = np.add.outer(middles, half * node).ravel()
@@ -182,8 +246,8 @@ class SampledGaussianLoss(Loss):
         q, s = self.q, self.noise
         x, lower, slips = self._boundaries(boundaries)
         slip = np.maximum(slips[1:], slips[:-1])
-        base = _Masses(x / s)
-        shifted = _Masses((x - 1) / s)
+        base = NormalMasses(x / s)
+        shifted = NormalMasses((x - 1) / s)
         if self.direction == "add":
             # P = N(0), Q = w N(0), so P - e^l Q = e^l q (c N(0) - N(1)).
             scale = q * np.exp(boundaries[:-1])
@@ -210,7 +274,7 @@ class SampledGaussianLoss(Loss):
             excess_error = q * (shifted.error + c * base.error)
             excess_error += 8 * ROUNDOFF * q * ((c + 2) * base.mass + shifted.mass)
         else:
-            mirrored = _Masses((x + 1) / s)
+            mirrored = NormalMasses((x + 1) / s)
             level = boundaries[:-1]
             with np.errstate(over="ignore", invalid="ignore"):
                 growth = np.exp(level)
@@ -235,8 +299,8 @@ class SampledGaussianLoss(Loss):
         q, s = self.q, self.noise
         x, c, _ = self._boundaries(losses)
         sign = -1 if self.direction == "add" else 1
-        base, base_error = _tail(sign * x / s)
-        shifted, shifted_error = _tail(sign * (x - 1) / s)
+        base, base_error = normal_tail(sign * x / s)
+        shifted, shifted_error = normal_tail(sign * (x - 1) / s)
         c = np.maximum(c, 0.0)
         if self.direction == "add":
             scale = q * np.exp(losses)
@@ -251,7 +315,7 @@ class SampledGaussianLoss(Loss):
             error = q * (c * base_error + shifted_error)
             error += 8 * ROUNDOFF * q * ((c + 2) * base + shifted)
             return Below(mass, deficit, mass_error, error)
-        mirrored, mirrored_error = _tail((x + 1) / s)
+        mirrored, mirrored_error = normal_tail((x + 1) / s)
         growth, fixed = np.exp(losses), (1 - q) * np.expm1(losses)
         deficit = fixed * base + q * (growth * mirrored - shifted)
         error = np.abs(fixed) * base_error + q * (
@@ -279,11 +343,11 @@ class SampledGaussianLoss(Loss):
     def _reach(self, tail: float) -> float:
         """|x| beyond which P has at most the mass tail, on the side of large losses."""
         # On a quantile, SciPy's error is far below 1e-9 of it.
-        reach = -(1 + 1e-9) * self.noise * _ndtri(tail / 2)
+        reach = -(1 + 1e-9) * self.noise * ndtri(tail / 2)
         if self.direction == "add":
             return reach
         if self.q > tail:
-            quantile = _ndtri(min(0.5, tail / (2 * self.q)))
+            quantile = ndtri(min(0.5, tail / (2 * self.q)))
             reach = max(reach, 1 - (1 + 1e-9) * self.noise * quantile)
         return reach
 
@@ -327,11 +391,11 @@ class SampledGaussianLoss(Loss):
         return x, c, slip + 8 * ROUNDOFF * share * reach
 
 
-class _Masses:
+class NormalMasses:
     """Masses of a standard normal between consecutive ascending or descending z."""
 
     def __init__(self, z: Array) -> None:
-        left, right = _ndtr(z), _ndtr(-z)
+        left, right = ndtr(z), ndtr(-z)
         # inf^2 x 0 at the ends of the line.
         square = np.minimum(z * z, _SMALL_SIDE**2)
         error = 8 * ROUNDOFF * (1 + square / 2) * np.minimum(left, right)
@@ -349,11 +413,11 @@ class _Masses:
         self.right = float(right[last] + error[last])
 
 
-def _tail(z: Array) -> tuple[Array, Array]:
+def normal_tail(z: Array) -> tuple[Array, Array]:
     """Phi(z) and a bound on its error."""
-    value = _ndtr(z)
+    value = ndtr(z)
     square = np.minimum(z * z, _SMALL_SIDE**2)
-    small = 8 * ROUNDOFF * (1 + square / 2) * np.minimum(value, _ndtr(-z))
+    small = 8 * ROUNDOFF * (1 + square / 2) * np.minimum(value, ndtr(-z))
     return value, small + 2 * ROUNDOFF * value
 
 
@@ -377,19 +441,19 @@ def losses_of(
 
 
 @functools.cache
-def _gauss_legendre() -> tuple[Array, Array]:
+def gauss_legendre() -> tuple[Array, Array]:
     """Nodes and weights of one panel on [-1, 1]."""
-    return np.polynomial.legendre.leggauss(_PANEL)
+    return np.polynomial.legendre.leggauss(PANEL)
 
 
-def _ndtr(z: Array) -> Array:
+def ndtr(z: Array) -> Array:
     """Standard normal distribution function; SciPy is loaded when first needed."""
     from scipy import special
 
     return np.asarray(special.ndtr(z))
 
 
-def _ndtri(probability: float) -> float:
+def ndtri(probability: float) -> float:
     from scipy import special
 
     return float(special.ndtri(probability))

@@ -137,7 +137,46 @@ def _step(noise: float) -> float:
     return 2 * square / (_DIGITS + square / 2)
 
 
-def _log_moments(direction: _Direction, q: float, noise: float, t: Array) -> Array:
+def mixture_log_moments(
+    noise: float, shifts: tuple[float, ...], chances: tuple[float, ...], t: Array
+) -> Array:
+    """As log_moments for adding or removing what has one of several sensitivities.
+
+    All sensitivities are at most 1, and up to a height of pi s^2 above the real line
+    the terms of w turn into one half plane: its zeros are as far as those of one term.
+
+    Args:
+        noise: s, over the largest sensitivity.
+        shifts: sensitivities in (0, 1].
+        chances: their probabilities, of sum at most 1.
+        t: [orders] order - 1 > 0, ascending.
+    """
+    q = min(math.fsum(chances), 1.0)
+    if noise < _LEAST_QUADRATURE_NOISE:
+        # Joint convexity of e^K again.
+        with np.errstate(divide="ignore"):
+            terms = [np.full_like(t, np.log(1 - q))]
+        for c, p in zip(shifts, chances, strict=True):
+            terms.append(math.log(p) + t * (1 + t) * (0.5 * (c / noise) ** 2))
+        return np.asarray(np.logaddexp.reduce(terms, axis=0) * _ROUND_UP + 1e-15)
+
+    def ratio(x: Array) -> Array:
+        return log_mixture_ratio(x, noise, shifts, chances)
+
+    # Where x <= 0 the mean sensitivity is below what it is without looking at x.
+    return np.maximum(
+        _log_moments(_REMOVE, q, noise, t, ratio),
+        _log_moments(_ADD, q, noise, t, ratio),
+    )
+
+
+def _log_moments(
+    direction: _Direction,
+    q: float,
+    noise: float,
+    t: Array,
+    ratio: Callable[[Array], Array] | None = None,
+) -> Array:
     """ln E_P[e^{t L}] for one ordered pair by the trapezoid rule, row by row."""
     low, high = direction.window(t, q)
     low, high = low - _WIDTH * noise, high + _WIDTH * noise
@@ -153,7 +192,7 @@ def _log_moments(direction: _Direction, q: float, noise: float, t: Array) -> Arr
         stop = start + max(1, int(_MOST_CELLS // nodes[start:stop].max()))
         rows = slice(start, stop)
         x = low[rows, None] + step[rows, None] * np.arange(nodes[rows].max())
-        result[rows] = _log_excess(direction, q, noise, t[rows, None], x)
+        result[rows] = _log_excess(direction, q, noise, t[rows, None], x, ratio)
         result[rows] += np.log(step[rows])
         start = stop
     # e^{-690} instead of 0, so that underflow errs upward too.
@@ -161,15 +200,20 @@ def _log_moments(direction: _Direction, q: float, noise: float, t: Array) -> Arr
 
 
 def _log_excess(
-    direction: _Direction, q: float, noise: float, t: Array, x: Array
+    direction: _Direction,
+    q: float,
+    noise: float,
+    t: Array,
+    x: Array,
+    ratio: Callable[[Array], Array] | None,
 ) -> Array:
     """ln of the sum over the nodes of P(x) phi(L(x)), [orders]."""
-    log_w = _log_mixture_ratio(x, q, noise)
+    log_w = _log_mixture_ratio(x, q, noise) if ratio is None else ratio(x)
     mirrored = _log_mixture_ratio(-x, q, noise) if direction.is_mirrored else log_w
     log_p, loss = direction.losses(log_w, mirrored)
     scaled = x / noise
     log_p = log_p - 0.5 * scaled * scaled - math.log(noise * math.sqrt(2 * math.pi))
-    terms = log_p + _log_phi(np.broadcast_to(t, loss.shape), loss)
+    terms = log_p + log_phi(np.broadcast_to(t, loss.shape), loss)
     peak = terms.max(axis=1, keepdims=True)
     return np.asarray(peak[:, 0] + np.log(np.exp(terms - peak).sum(axis=1)))
 
@@ -186,7 +230,30 @@ def _log_mixture_ratio(x: Array, q: float, noise: float) -> Array:
     return np.asarray(result)
 
 
-def _log_phi(t: Array, loss: Array) -> Array:
+def log_mixture_ratio(
+    x: Array, noise: float, shifts: tuple[float, ...], chances: tuple[float, ...]
+) -> Array:
+    """ln of 1 - q + sum_i p_i e^{c_i (2x - c_i) / 2 s^2}, with its relative digits."""
+    change = np.zeros_like(x)
+    largest = np.full_like(x, -np.inf)
+    for c, p in zip(shifts, chances, strict=True):
+        z = c * (x - 0.5 * c) / (noise * noise)
+        change += p * np.expm1(np.minimum(z, 300.0))
+        largest = np.maximum(largest, z)
+    result = np.log1p(np.maximum(change, -0.5))
+    other = (change < -0.5) | (largest > 300.0)
+    if other.any():
+        rest = max(0.0, 1 - math.fsum(chances))
+        with np.errstate(divide="ignore"):
+            logs = np.full(int(other.sum()), np.log(rest))
+        for c, p in zip(shifts, chances, strict=True):
+            z = c * (x[other] - 0.5 * c) / (noise * noise)
+            logs = np.logaddexp(logs, math.log(p) + z)
+        result[other] = logs
+    return result
+
+
+def log_phi(t: Array, loss: Array) -> Array:
     """ln of (e^{t L} - 1) + t (e^{-L} - 1), without cancellation and overflow."""
     result = np.empty_like(loss)
     growth = t * loss

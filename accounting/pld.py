@@ -10,14 +10,9 @@ import functools
 import math
 from typing import ClassVar, final
 
-from accounting import closed_form, spectral
-from accounting.accountant import (
-    Bounds,
-    ComposingAccountant,
-    Composition,
-    FixedSizeGaussian,
-    Mechanism,
-)
+from accounting import closed_form, rdp, spectral
+from accounting.accountant import Bounds, ComposingAccountant, with_failure
+from accounting.allocation import LEAST_POINTS, MOST_POINTS
 from accounting.bracket import (
     QUADRATURE,
     RELATIVE_WIDTH,
@@ -26,15 +21,30 @@ from accounting.bracket import (
     Question,
     bracket,
 )
-from accounting.events import GaussianEvent, PoissonSampledEvent
-from accounting.fixed_size import FixedSizeLoss
-from accounting.losses import LARGEST_NOISE, LEAST_NOISE, Loss, losses_of
-from accounting.rdp import RdpAccountant
+from accounting.dominating import dominating_losses, is_on_grid
+from accounting.events import (
+    GaussianEvent,
+    RandomAllocationEvent,
+    TruncatedPoissonSampledEvent,
+    ZeroConcentratedEvent,
+)
+from accounting.losses import Loss
+from accounting.mechanisms import (
+    UNPROTECTED,
+    Composition,
+    FixedSizeGaussian,
+    Mechanism,
+    SampledGaussian,
+    without_failures,
+)
+from accounting.moments import refusal
 from accounting.relations import NeighboringRelation
 from accounting.spectral import Terms
 
 # Beyond them a release would have to be known to more digits than there are.
 MOST_RELEASES = 10**9
+# Share of delta that a law found by convolution may send to infinite losses.
+_SPILLED = 1e-4
 # Share of the larger delta below which the smaller one is not narrowed.
 _HARDLY = 1e-3
 _NEVER = 1e-300
@@ -65,7 +75,6 @@ class PldAccountant(ComposingAccountant):
     """
 
     name: ClassVar[str] = "pld"
-    has_fixed_size: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,9 +102,11 @@ class PldAccountant(ComposingAccountant):
             ValueError: delta outside (0, 1).
         """
         composition = _sorted(self._composition)
-        if not composition or not 0 < delta < 1 or not _is_on_grid(composition):
-            return self.epsilon(delta).estimate
-        if _closed_form(composition, self._relation) is not None:
+        if (
+            not composition
+            or not 0 < delta < 1
+            or not _is_plain(composition, self._relation)
+        ):
             return self.epsilon(delta).estimate
         mechanisms = tuple(mechanism for mechanism, _ in composition)
         counts = [count for _, count in composition]
@@ -128,14 +139,19 @@ class PldAccountant(ComposingAccountant):
         Raises:
             ValueError: epsilon negative, infinite or NaN.
         """
-        if not self._composition or self._has_no_noise() or not 0 <= epsilon < math.inf:
+        composition, failure = without_failures(self._composition)
+        is_open = any(mechanism == UNPROTECTED for mechanism, _ in composition)
+        if not composition or is_open or not 0 <= epsilon < math.inf:
             return (self.delta(epsilon),)
-        composition = _sorted(self._composition)
-        return _deltas(composition, self._relation, float(epsilon))
+        found = _deltas(_sorted(composition), self._relation, float(epsilon))
+        return tuple(with_failure(bounds, failure) for bounds in found)
 
-    def _has_no_noise(self) -> bool:
-        return any(
-            mechanism.noise_multiplier == 0 for mechanism, _ in self._composition
+    def _refusal(self, mechanism: Mechanism) -> tuple[str, str] | None:
+        if not isinstance(mechanism, ZeroConcentratedEvent):
+            return None
+        return (
+            "Releases of the same rho differ, and no one pair of laws bounds them all.",
+            "Use RdpAccountant, whose Renyi divergences do.",
         )
 
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
@@ -153,7 +169,7 @@ def _running(
     delta: float,
 ) -> tuple[spectral.Running, ...]:
     """Tables for counts from 2^octave to 2^(octave + 1), one for each direction."""
-    columns = [_losses(mechanism, relation) for mechanism in mechanisms]
+    columns = [dominating_losses(mechanism, relation) for mechanism in mechanisms]
     counts = [1 << octave for octave in octaves]
     return tuple(
         spectral.Running(row, counts, delta) for row in zip(*columns, strict=True)
@@ -188,12 +204,11 @@ def _epsilon_bounds(
     exact = _closed_form(composition, relation)
     if exact is not None:
         return closed_form.epsilon_bounds(exact, delta)
-    # Sampling never costs: the same releases on all data are an upper bound.
-    most = closed_form.epsilon_bounds(_unsampled(composition, relation), delta).upper
-    classic = _classic(composition, relation)
-    if classic is not None:
-        most = min(most, classic.epsilon(delta).upper)
-    if most == 0 or not _is_on_grid(composition):
+    most = rdp.epsilon_bounds(_classic(composition, relation), relation, delta).upper
+    whole = _unsampled(composition, relation)
+    if whole is not None:
+        most = min(most, closed_form.epsilon_bounds(whole, delta).upper)
+    if most == 0 or not _is_on_grid(composition, relation):
         return Bounds(0.0, most, most, most == 0)
     return _bracket(EpsilonAt(delta, width), composition, relation, most)
 
@@ -206,7 +221,9 @@ def _delta_bounds(
     if exact is not None:
         return closed_form.delta_bounds(exact, epsilon)
     most = _most_delta(composition, relation, epsilon)
-    if not _is_on_grid(composition):
+    if most == 0:
+        return Bounds(0.0, 0.0, 0.0, True)
+    if not _is_on_grid(composition, relation):
         return Bounds(0.0, most, most, False)
     return _bracket(DeltaAt(epsilon), composition, relation, most)
 
@@ -214,12 +231,14 @@ def _delta_bounds(
 def _most_delta(
     composition: Composition, relation: NeighboringRelation, epsilon: float
 ) -> float:
-    """Upper bound on delta without a grid."""
-    whole = closed_form.delta_bounds(_unsampled(composition, relation), epsilon).upper
-    most = min(whole, _total_variation(composition, relation))
-    classic = _classic(composition, relation)
-    if classic is not None:
-        most = min(most, classic.delta(epsilon).upper)
+    """Upper bound on delta without a grid; 0 only where no loss exceeds epsilon."""
+    most = rdp.delta_bounds(_classic(composition, relation), relation, epsilon).upper
+    if most == 0:
+        return most
+    most = min(most, _total_variation(composition, relation))
+    whole = _unsampled(composition, relation)
+    if whole is not None:
+        most = min(most, closed_form.delta_bounds(whole, epsilon).upper)
     return max(most, math.ulp(0.0))
 
 
@@ -229,30 +248,43 @@ def _deltas(
 ) -> tuple[Bounds, ...]:
     """Delta in each direction; one where both are the same."""
     is_symmetric = isinstance(_closed_form(composition, relation), closed_form.Gaussian)
-    directions = _directions(composition, relation)
-    if is_symmetric or len(directions) == 1 or not _is_on_grid(composition):
-        return (_delta_bounds(composition, relation, epsilon),)
     most = _most_delta(composition, relation, epsilon)
+    if is_symmetric or most == 0 or not _is_on_grid(composition, relation):
+        return (_delta_bounds(composition, relation, epsilon),)
+    tail = _tail(most, composition)
+    directions = _directions(composition, relation, tail, LEAST_POINTS)
+    if len(directions) == 1:
+        return (_delta_bounds(composition, relation, epsilon),)
     first, second = directions
     larger = _one_delta(epsilon, first, most, 0.0)
     return larger, _one_delta(epsilon, second, most, _HARDLY * larger.upper)
 
 
-def _one_delta(epsilon: float, terms: Terms, most: float, little: float) -> Bounds:
+def _one_delta(
+    epsilon: float, terms: list[tuple[Loss, int]], most: float, little: float
+) -> Bounds:
     """Delta of one direction; only a plain bound where that is little."""
     little = max(little, MOST_RELEASES * _NEVER)
     if _is_never_above(epsilon, terms, little / sum(count for _, count in terms)):
         return Bounds(0.0, 0.0, little, True)
     question = DeltaAt(epsilon)
     ceiling = question.chernoff(question.point(terms)) * (1 + QUADRATURE)
-    if ceiling <= little:
+    if ceiling <= little and all(loss.infinite == 0 for loss, _ in terms):
         return Bounds(0.0, ceiling, ceiling, True)
-    return bracket(question, [terms], most)
+    return _bracket_of(question, [terms], most)
 
 
 def _is_never_above(epsilon: float, terms: Terms, tail: float) -> bool:
     """True if the sum exceeds epsilon with no more than tail for each release."""
-    return sum(count * loss.largest(tail) for loss, count in terms) <= epsilon
+    return all(loss.infinite <= tail / 2 for loss, _ in terms) and (
+        sum(count * loss.largest(tail / 2) for loss, count in terms) <= epsilon
+    )
+
+
+def _tail(delta: float, composition: Composition) -> float:
+    """Mass that a law found by convolution may spill; few different values."""
+    tail = _SPILLED * delta / sum(count for _, count in composition)
+    return float(10.0 ** math.floor(max(math.log10(tail), -200.0)))
 
 
 def _bracket(
@@ -261,34 +293,71 @@ def _bracket(
     relation: NeighboringRelation,
     most: float,
 ) -> Bounds:
-    """The bracket on the grid; for batches of a fixed size from two different pairs."""
-    directions = _directions(composition, relation)
+    """The bracket on the grid; laws found by convolution are refined as it needs."""
+    if not any(isinstance(m, RandomAllocationEvent) for m, _ in composition):
+        return _bracket_of(question, _directions(composition, relation), most)
+    best = Bounds(0.0, most, most, False)
+    points = LEAST_POINTS
+    while points <= MOST_POINTS:
+        tail = _tail(question.delta(best.upper), composition)
+        directions = _directions(composition, relation, tail, points)
+        found = _bracket_of(question, directions, best.upper)
+        lower = max(best.lower, found.lower)
+        upper = max(min(best.upper, found.upper), lower)
+        estimate = min(max(found.estimate, lower), upper)
+        is_much_smaller = question.delta(upper) < 0.1 * question.delta(best.upper)
+        best = Bounds(lower, estimate, upper, found.converged)
+        if found.converged:
+            break
+        if not is_much_smaller:
+            points *= 8
+    return best
+
+
+def _bracket_of(
+    question: Question, directions: list[list[tuple[Loss, int]]], most: float
+) -> Bounds:
+    """One bracket; where a pair is only a bound, its lower end is that of another."""
     if isinstance(question, DeltaAt):
         # The order of a loss that cannot occur would have no end.
-        never = [_is_never_above(question.at, terms, _NEVER) for terms in directions]
-        if all(never):
-            return Bounds(0.0, 0.0, min(most, MOST_RELEASES * _NEVER), True)
         directions = [
-            terms for terms, out in zip(directions, never, strict=True) if not out
+            terms
+            for terms in directions
+            if not _is_never_above(question.at, terms, _NEVER)
         ]
+        if not directions:
+            return Bounds(0.0, 0.0, min(most, MOST_RELEASES * _NEVER), True)
     bounds = bracket(question, directions, most)
-    if not any(isinstance(m, FixedSizeGaussian) for m, _ in composition):
+    attained = [found for terms in directions if (found := _attained(terms))]
+    if attained == directions:
         return bounds
-    attained: list[tuple[Loss, int]] = [
-        (loss.attained if isinstance(loss, FixedSizeLoss) else loss, count)
-        for loss, count in directions[0]
-    ]
-    lower = min(bracket(question, [attained], bounds.upper).lower, bounds.upper)
-    is_narrow = bounds.upper - lower <= RELATIVE_WIDTH * bounds.upper
+    lower = 0.0
+    if attained:
+        lower = min(bracket(question, attained, bounds.upper).lower, bounds.upper)
+    is_narrow = question.is_narrow(lower, bounds.upper)
     return Bounds(lower, max(bounds.estimate, lower), bounds.upper, is_narrow)
+
+
+def _attained(terms: list[tuple[Loss, int]]) -> list[tuple[Loss, int]] | None:
+    """The terms of a pair that the releases attain, if one is known."""
+    result = []
+    for loss, count in terms:
+        attained = loss.attained
+        if attained is None:
+            return None
+        result.append((attained, count))
+    return result
 
 
 def _closed_form(
     composition: Composition, relation: NeighboringRelation
 ) -> closed_form.LogDelta | None:
-    if all(mechanism.sampling_probability == 1 for mechanism, _ in composition):
+    gaussians = _gaussians(composition)
+    if gaussians is None:
+        return None
+    if all(mechanism.sampling_probability == 1 for mechanism, _ in gaussians):
         return _unsampled(composition, relation)
-    (mechanism, count), *others = composition
+    (mechanism, count), *others = gaussians
     if others or count > 1 or relation is NeighboringRelation.REPLACE_ONE:
         return None
     return closed_form.SingleRelease(
@@ -296,61 +365,94 @@ def _closed_form(
     )
 
 
+def _gaussians(composition: Composition) -> list[tuple[SampledGaussian, int]] | None:
+    """The composition if it is one of sampled Gaussians only."""
+    result = []
+    for mechanism, count in composition:
+        if not isinstance(mechanism, SampledGaussian):
+            return None
+        result.append((mechanism, count))
+    return result
+
+
+def _unamplified(mechanism: Mechanism, relation: NeighboringRelation) -> Mechanism:
+    """The mechanism if the adversary knows which examples are in which batch."""
+    match mechanism:
+        case SampledGaussian(_, noise) | FixedSizeGaussian(_, noise):
+            return SampledGaussian(1.0, noise)
+        case RandomAllocationEvent(_, GaussianEvent(noise)):
+            return SampledGaussian(1.0, noise)
+        case TruncatedPoissonSampledEvent(_, GaussianEvent(noise)):
+            # An example that is added may take the place of one that points away.
+            if relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
+                noise /= 2
+            return SampledGaussian(1.0, noise)
+    return mechanism
+
+
 def _unsampled(
     composition: Composition, relation: NeighboringRelation
-) -> closed_form.Gaussian:
-    """The Gaussian that the composition is without sampling."""
+) -> closed_form.Gaussian | None:
+    """The Gaussian that the composition is without sampling, which never costs."""
+    whole = _gaussians(tuple((_unamplified(m, relation), n) for m, n in composition))
+    if whole is None:
+        return None
     distance = relation.sensitivity(1.0)
     roots = [
         distance * math.sqrt(count) / mechanism.noise_multiplier
-        for mechanism, count in composition
+        for mechanism, count in whole
     ]
     return closed_form.Gaussian(math.hypot(*roots))
+
+
+def _classic(composition: Composition, relation: NeighboringRelation) -> Composition:
+    """What the Renyi accountant has a bound for, and is at least as bad."""
+    return tuple(
+        (m if refusal(m, relation) is None else _unamplified(m, relation), count)
+        for m, count in composition
+    )
 
 
 def _total_variation(composition: Composition, relation: NeighboringRelation) -> float:
     """Upper bound on delta(0): total variations add up."""
     total = 0.0
     for mechanism, count in composition:
-        half = relation.sensitivity(1.0) / (2 * mechanism.noise_multiplier)
-        total += count * mechanism.sampling_probability * math.erf(half / math.sqrt(2))
+        if isinstance(mechanism, SampledGaussian | FixedSizeGaussian):
+            half = relation.sensitivity(1.0) / (2 * mechanism.noise_multiplier)
+            chance = mechanism.sampling_probability
+            total += count * chance * math.erf(half / math.sqrt(2))
+        elif is_on_grid(mechanism, relation):
+            total += count * max(
+                loss.variation() for loss in dominating_losses(mechanism, relation)
+            )
+        else:
+            return 1.0
     return min(total * (1 + 1e-12), 1.0)
 
 
-def _classic(
-    composition: Composition, relation: NeighboringRelation
-) -> RdpAccountant | None:
-    """The Renyi accountant, where it has a bound for everything."""
-    if any(isinstance(mechanism, FixedSizeGaussian) for mechanism, _ in composition):
-        return None
-    accountant = RdpAccountant(relation)
-    for mechanism, count in composition:
-        gaussian = GaussianEvent(mechanism.noise_multiplier)
-        event = PoissonSampledEvent(mechanism.sampling_probability, gaussian)
-        accountant.compose(event, count)
-    return accountant
+def _is_plain(composition: Composition, relation: NeighboringRelation) -> bool:
+    """True where tables of frequencies serve, without laws found by convolution."""
+    if any(isinstance(m, RandomAllocationEvent) for m, _ in composition):
+        return False
+    has_none = _closed_form(composition, relation) is None
+    return has_none and _is_on_grid(composition, relation)
 
 
-def _is_on_grid(composition: Composition) -> bool:
+def _is_on_grid(composition: Composition, relation: NeighboringRelation) -> bool:
     """False where the grid has too few digits; the Renyi bound answers there."""
     return sum(count for _, count in composition) <= MOST_RELEASES and all(
-        2 * LEAST_NOISE <= mechanism.noise_multiplier <= LARGEST_NOISE
-        for mechanism, _ in composition
+        is_on_grid(mechanism, relation) for mechanism, _ in composition
     )
 
 
-def _losses(mechanism: Mechanism, relation: NeighboringRelation) -> tuple[Loss, ...]:
-    """The losses of a mechanism in every direction."""
-    if isinstance(mechanism, FixedSizeGaussian):
-        q, noise = mechanism.sampling_probability, mechanism.noise_multiplier
-        return (FixedSizeLoss(q, noise),)
-    return losses_of(mechanism, relation)
-
-
 def _directions(
-    composition: Composition, relation: NeighboringRelation
+    composition: Composition,
+    relation: NeighboringRelation,
+    tail: float = 1e-15,
+    points: int = LEAST_POINTS,
 ) -> list[list[tuple[Loss, int]]]:
-    """The terms of each ordered pair of datasets."""
-    columns = [_losses(mechanism, relation) for mechanism, _ in composition]
+    """The terms of each ordered pair of datasets, each kind of terms once."""
+    columns = [dominating_losses(m, relation, tail, points) for m, _ in composition]
     counts = [count for _, count in composition]
-    return [list(zip(row, counts, strict=True)) for row in zip(*columns, strict=True)]
+    rows = dict.fromkeys(zip(*columns, strict=True))
+    return [list(zip(row, counts, strict=True)) for row in rows]

@@ -22,13 +22,11 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from accounting.accountant import (
-    Bounds,
-    ComposingAccountant,
-    Composition,
-    SampledGaussian,
-)
-from accounting.pairs import Array, largest_order, log_moments
+from accounting.accountant import Bounds, ComposingAccountant
+from accounting.events import ApproximateEvent
+from accounting.mechanisms import Composition, Mechanism
+from accounting.moments import Moments, moments_of, refusal
+from accounting.pairs import Array
 from accounting.relations import NeighboringRelation
 
 # Lattice point m is t = 2^(m / 512). The strides divide one another.
@@ -53,56 +51,78 @@ class RdpAccountant(ComposingAccountant):
 
     name: ClassVar[str] = "rdp"
 
+    def _refusal(self, mechanism: Mechanism) -> tuple[str, str] | None:
+        if isinstance(mechanism, ApproximateEvent):
+            return None
+        return refusal(mechanism, self._relation)
+
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
-        log_delta = math.log(delta)
-        value, is_interior = self._lowest(
-            composition, lambda t, moment: (moment - log_delta) / t
-        )
-        upper = max(value, 0.0)
-        return Bounds(0.0, upper, upper, is_interior or upper == 0)
+        return epsilon_bounds(composition, self._relation, delta)
 
     def _delta(self, composition: Composition, epsilon: float) -> Bounds:
-        value, is_interior = self._lowest(
-            composition, lambda t, moment: moment - t * epsilon
-        )
-        # Never 0: the smallest float instead, where the exponential underflows.
-        upper = max(math.exp(min(value, 0.0)), math.ulp(0.0))
-        return Bounds(0.0, upper, upper, is_interior or upper == 1)
+        return delta_bounds(composition, self._relation, epsilon)
 
-    def _lowest(
-        self, composition: Composition, objective: Callable[[Array, Array], Array]
-    ) -> tuple[float, bool]:
-        """Lowest objective over the lattice, and whether it is inside the range."""
-        curves = [
-            (_curve(mechanism, self._relation), float(count))
-            for mechanism, count in composition
-        ]
-        # Each cost alone has its optimum in its own range, and more cost only moves
-        # the optimum to lower orders: the shortest range has it.
-        highest = min(curve.highest for curve, _ in curves)
-        first, last, is_interior = _LOWEST, highest, True
-        for stride in _STRIDES:
-            t, moment = _orders(first, last, stride)
-            for curve, count in curves:
-                moment = moment + count * curve.moments(first, last, stride)
-            values = objective(t, moment)
-            best = int(values.argmin())
-            if stride == _STRIDES[0]:
-                is_interior = 0 < best < len(values) - 1
-            center = first + best * stride
-            first, last = max(_LOWEST, center - stride), min(highest, center + stride)
-        return float(values[best]), is_interior
+
+def epsilon_bounds(
+    composition: Composition, relation: NeighboringRelation, delta: float
+) -> Bounds:
+    """Bounds on epsilon at delta for mechanisms that `refusal` lets pass."""
+    log_delta = math.log(delta)
+    value, is_interior, most = _lowest(
+        composition, relation, lambda t, moment: (moment - log_delta) / t
+    )
+    # No loss is larger than the sum of the largest ones.
+    upper = min(max(value, 0.0), most)
+    return Bounds(0.0, upper, upper, is_interior or upper in (0, most))
+
+
+def delta_bounds(
+    composition: Composition, relation: NeighboringRelation, epsilon: float
+) -> Bounds:
+    """Bounds on delta at epsilon for mechanisms that `refusal` lets pass."""
+    value, is_interior, most = _lowest(
+        composition, relation, lambda t, moment: moment - t * epsilon
+    )
+    if epsilon >= most:
+        return Bounds(0.0, 0.0, 0.0, True)
+    # Never 0: the smallest float instead, where the exponential underflows.
+    upper = max(math.exp(min(value, 0.0)), math.ulp(0.0))
+    return Bounds(0.0, upper, upper, is_interior or upper == 1)
+
+
+def _lowest(
+    composition: Composition,
+    relation: NeighboringRelation,
+    objective: Callable[[Array, Array], Array],
+) -> tuple[float, bool, float]:
+    """Lowest objective over the lattice, whether it is inside the range, most loss."""
+    curves = [
+        (_curve(mechanism, relation), float(count)) for mechanism, count in composition
+    ]
+    # Each cost alone has its optimum in its own range, and more cost only moves
+    # the optimum to lower orders: the shortest range has it.
+    highest = min(curve.highest for curve, _ in curves)
+    first, last, is_interior = _LOWEST, highest, True
+    for stride in _STRIDES:
+        t, moment = _orders(first, last, stride)
+        for curve, count in curves:
+            moment = moment + count * curve.moments(first, last, stride)
+        values = objective(t, moment)
+        best = int(values.argmin())
+        if stride == _STRIDES[0]:
+            is_interior = 0 < best < len(values) - 1
+        center = first + best * stride
+        first, last = max(_LOWEST, center - stride), min(highest, center + stride)
+    most = sum(count * curve.largest_loss for curve, count in curves)
+    return float(values[best]), is_interior, most * (1 + 1e-14)
 
 
 class _Curve:
     """K on the lattice for one mechanism and relation, computed where asked."""
 
-    def __init__(
-        self, mechanism: SampledGaussian, relation: NeighboringRelation
-    ) -> None:
-        probability, noise = mechanism.sampling_probability, mechanism.noise_multiplier
-        self._moments_at = functools.partial(log_moments, probability, noise, relation)
-        octaves = math.log2(largest_order(probability, noise))
+    def __init__(self, moments: Moments) -> None:
+        self._moments_at, self.largest_loss = moments.log_moments, moments.largest_loss
+        octaves = math.log2(moments.largest_order)
         self.highest = _STRIDES[0] * math.ceil(
             octaves * _POINTS_PER_OCTAVE / _STRIDES[0]
         )
@@ -118,9 +138,9 @@ class _Curve:
 
 
 @functools.lru_cache(maxsize=1024)
-def _curve(mechanism: SampledGaussian, relation: NeighboringRelation) -> _Curve:
+def _curve(mechanism: Mechanism, relation: NeighboringRelation) -> _Curve:
     """The curve shared by all accountants of this process."""
-    return _Curve(mechanism, relation)
+    return _Curve(moments_of(mechanism, relation))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -185,7 +185,8 @@ class _State:
         delta: float,
     ) -> Point:
         """The value once the integral has converged, else the fallback, flagged."""
-        if not self.is_interior or self.spread == 0:
+        is_smooth = any(loss.is_smooth for loss, _ in self.terms)
+        if not self.is_interior or self.spread == 0 or not is_smooth:
             return self.point(fallback, False)
         width = 18 * self.spread + (37 - math.log(delta)) / self.order
         count = max(32, math.ceil(1.4 * width / self.spread))
@@ -301,7 +302,8 @@ class Running:
             TRUNCATED / 2,
         )
         self.table: _Table | None = None
-        if not state.is_interior or state.spread == 0:
+        is_smooth = any(loss.is_smooth for loss in losses)
+        if not state.is_interior or state.spread == 0 or not is_smooth:
             return
         width = 18 * 1.2 * state.spread + (37 - self.log_delta) / state.order
         count = max(64, math.ceil(1.4 * width / (0.84 * state.spread)))

@@ -10,11 +10,23 @@ import pytest
 
 from accounting.accountant import Accountant, Bounds
 from accounting.events import (
+    ApproximateEvent,
+    DiscreteGaussianEvent,
+    DiscreteLaplaceEvent,
     Event,
     GaussianEvent,
+    LaplaceEvent,
+    MixtureOfGaussiansEvent,
     PoissonSampledEvent,
+    PureEvent,
+    RandomAllocationEvent,
+    RandomizedResponseEvent,
+    TruncatedPoissonSampledEvent,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
+    ZeroConcentratedEvent,
+    event_from_dict,
+    user_level,
 )
 from accounting.ledger import Ledger
 from accounting.relations import NeighboringRelation
@@ -32,6 +44,47 @@ class UnknownEvent(Event):
 
 def sampled(probability: float, noise: float) -> Event:
     return PoissonSampledEvent(probability, GaussianEvent(noise))
+
+
+# Each kind by one number, more of which reveals less (noise) or more (the rest).
+OF_NOISE: dict[str, Callable[[float], Event]] = {
+    "gaussian": GaussianEvent,
+    "sampled gaussian": lambda s: sampled(0.02, s),
+    "laplace": LaplaceEvent,
+    "sampled laplace": lambda s: PoissonSampledEvent(0.1, LaplaceEvent(s)),
+    "discrete gaussian": lambda s: DiscreteGaussianEvent(s, 2),
+    "sampled discrete gaussian": lambda s: PoissonSampledEvent(
+        0.1, DiscreteGaussianEvent(s, 2)
+    ),
+    "discrete laplace": lambda s: DiscreteLaplaceEvent(s, 3),
+    "sampled discrete laplace": lambda s: PoissonSampledEvent(
+        0.1, DiscreteLaplaceEvent(s, 3)
+    ),
+    "mixture": lambda s: MixtureOfGaussiansEvent(s, [0, 0.5, 2], [0.9, 0.08, 0.02]),
+    "user level": lambda s: user_level(0.02, s, 3),
+    "truncated": lambda s: TruncatedPoissonSampledEvent(
+        0.05, GaussianEvent(s), 1000, 90
+    ),
+    "often truncated": lambda s: TruncatedPoissonSampledEvent(
+        0.05, GaussianEvent(s), 1000, 55
+    ),
+    "allocated": lambda s: RandomAllocationEvent(20, GaussianEvent(s)),
+    "response": lambda s: RandomizedResponseEvent(min(s / 5, 1.0), 3),
+    "pure": lambda s: PureEvent(1 / s) if s else GaussianEvent(0),
+    "zero concentrated": lambda s: (
+        ZeroConcentratedEvent(1 / s**2) if s else GaussianEvent(0)
+    ),
+    "approximate": lambda s: (
+        ApproximateEvent(1 / s, 1e-9) if s else ApproximateEvent(1, 1)
+    ),
+}
+OF_PROBABILITY: dict[str, Callable[[float], Event]] = {
+    "laplace": lambda q: PoissonSampledEvent(q, LaplaceEvent(1.0)),
+    "discrete gaussian": lambda q: PoissonSampledEvent(q, DiscreteGaussianEvent(1.5)),
+    "discrete laplace": lambda q: PoissonSampledEvent(q, DiscreteLaplaceEvent(1.5, 2)),
+    "user level": lambda q: user_level(q, 3.0, 3),
+    "truncated": lambda q: TruncatedPoissonSampledEvent(q, GaussianEvent(3.0), 99, 98),
+}
 
 
 def assert_rises(values: list[float]) -> None:
@@ -63,6 +116,72 @@ class AccountantBattery:
 
     def upper(self, relation: NeighboringRelation, *pairs: tuple) -> float:
         return self.epsilon(relation, *pairs).upper
+
+    def assert_supported(self, relation: NeighboringRelation, event: Event) -> bool:
+        """False where the event is refused with a reason and something to do."""
+        try:
+            type(self).make(relation).compose(event)
+        except UnsupportedEventError as error:
+            text = str(error)
+            assert repr(event) in text
+            assert relation.value in text
+            assert "State" in text or "Use " in text
+            return False
+        return True
+
+    @pytest.mark.parametrize("kind", OF_NOISE)
+    def test_every_event_has_the_properties(self, relation, kind) -> None:
+        """Counts, order, JSON, steps, delta, and the sides of the bracket."""
+        event = OF_NOISE[kind](2.0)
+        assert event_from_dict(event.to_dict()) == event
+        if not self.assert_supported(relation, event):
+            return
+        once = self.epsilon(relation, (event, 3))
+        assert once == self.epsilon(relation, *[(event, 1)] * 3)
+        assert 0 <= once.lower <= once.estimate <= once.upper < math.inf
+        assert_rises([self.upper(relation, (event, n)) for n in (1, 3, 40)])
+        mixed = [(event, 2), (sampled(0.1, 3.0), 5), (PureEvent(0.1), 2)]
+        both = self.epsilon(relation, *mixed)
+        again = self.epsilon(relation, *reversed(mixed))
+        assert again.upper == pytest.approx(both.upper, 1e-12)
+        assert again.lower == pytest.approx(both.lower, 1e-12)
+        alone = self.epsilon(relation, *mixed[:1])
+        assert both.upper > alone.lower
+        accountant = type(self).make(relation).compose(event, 3)
+        deltas = (0.5, 1e-2, 1e-4, 1e-6)
+        uppers = [accountant.epsilon(delta).upper for delta in deltas]
+        assert uppers == sorted(uppers)
+        at_upper = accountant.delta(once.upper)
+        assert at_upper.lower <= DELTA * (1 + 1e-9)
+        assert accountant.delta(once.lower).upper >= DELTA * (1 - 1e-9)
+
+    @pytest.mark.parametrize("kind", OF_NOISE)
+    def test_every_event_costs_less_with_noise(self, relation, kind) -> None:
+        build = OF_NOISE[kind]
+        if not self.assert_supported(relation, build(1.0)):
+            return
+        uppers = [self.upper(relation, (build(s), 2)) for s in (4.0, 2.0, 1.0, 0.6)]
+        assert_rises(uppers)
+        without = type(self).make(relation).compose(build(0.0))
+        assert without.epsilon(DELTA).upper == math.inf
+        assert without.delta(1.0).upper == 1
+
+    @pytest.mark.parametrize("kind", OF_PROBABILITY)
+    def test_every_sampled_event_rises_to_the_unsampled_one(
+        self, relation, kind
+    ) -> None:
+        build = OF_PROBABILITY[kind]
+        if not self.assert_supported(relation, build(0.1)):
+            return
+        probabilities = (1e-3, 0.03, 0.3, 0.9)
+        uppers = [self.upper(relation, (build(q), 3)) for q in probabilities]
+        assert_rises(uppers)
+        assert self.upper(relation, (build(0.0), 3)) == 0
+        whole = build(1.0)
+        if isinstance(whole, PoissonSampledEvent):
+            assert self.epsilon(relation, (whole, 3)) == self.epsilon(
+                relation, (whole.event, 3)
+            )
 
     @pytest.mark.parametrize(
         "event",

@@ -10,10 +10,10 @@ import pytest
 from dp_accounting.pld import PLDAccountant as TheirPldAccountant
 
 from accounting import closed_form, spectral
-from accounting.accountant import SampledGaussian
 from accounting.bracket import RELATIVE_WIDTH, DeltaAt, EpsilonAt, bracket
 from accounting.events import GaussianEvent
 from accounting.losses import SampledGaussianLoss, losses_of
+from accounting.mechanisms import SampledGaussian
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
