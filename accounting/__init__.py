@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from accounting import calibrate, tradeoff
 from accounting.accountant import Accountant, Bounds, ComposingAccountant
 from accounting.calibrate import BudgetSpentError
+from accounting.correlated import matrix_mechanism, tree_aggregation
 from accounting.default import DefaultAccountant
 from accounting.events import (
     ApproximateEvent,
@@ -66,7 +67,9 @@ __all__ = [
     "__version__",
     "calibrate",
     "event_from_dict",
+    "matrix_mechanism",
     "privacy_report",
     "tradeoff",
+    "tree_aggregation",
     "user_level",
 ]
