@@ -61,8 +61,8 @@ def matrix_mechanism(
     if columns.ndim != 2 or columns.size == 0 or not np.isfinite(columns).all():
         raise ValueError(
             f"encoder has the shape {columns.shape}, or numbers that are not finite."
-            " Its columns decide how far one example moves the release. Pass a matrix of"
-            " rows x steps."
+            " Its columns decide how far one example moves the release. Pass a matrix"
+            " of rows x steps."
         )
     _check_steps(columns.shape[1])
     gram = np.abs(columns.T @ columns)

@@ -191,7 +191,11 @@ def _truncated(
     else:
         far = (FixedSizeLoss(kept, noise),) * len(whole)
     return tuple(
-        WeightedLoss(((uncut, near), (cut, other)), 2 * BINOMIAL_ERROR, pair)
+        WeightedLoss(
+            tuple(part for part in ((uncut, near), (cut, other)) if part[0] > 0),
+            2 * BINOMIAL_ERROR,
+            pair,
+        )
         for near, other, pair in zip(whole, far, reached, strict=True)
     )
 

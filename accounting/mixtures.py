@@ -255,10 +255,9 @@ class WeightedLoss(Loss):
 
     def nodes(self, tail: float, frequency: float, order: float) -> Nodes:
         all_nodes = [(p, loss.nodes(tail, frequency, order)) for p, loss in self.parts]
-        return Nodes(
-            np.concatenate([p * nodes.weight for p, nodes in all_nodes]),
-            np.concatenate([nodes.loss for _, nodes in all_nodes]),
-        )
+        weight = np.concatenate([p * nodes.weight for p, nodes in all_nodes])
+        loss = np.concatenate([nodes.loss for _, nodes in all_nodes])
+        return Nodes(weight[weight > 0], loss[weight > 0])
 
     def cells(self, boundaries: Array) -> Cells:
         all_cells = [(p, loss.cells(boundaries)) for p, loss in self.parts]
