@@ -19,16 +19,29 @@ from accounting import (
 from dp_train.errors import NotPrivateError
 from dp_train.model import PrivateTraining
 from dp_train.model_checks import warn_of_large_delta
+from dp_train.optimizers.dp_optimizer import DPOptimizer
 
 
 class _PrivacyCallback(keras.callbacks.Callback):
     """A callback of a private model."""
 
     runs_first = True
+    reads_only = False
+    """Whether a plain model with a DP optimizer will do: its ledger is enough."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every release made so far."""
+        if isinstance(self.model, PrivateTraining):
+            return self.model.privacy_ledger
+        return self.model.optimizer.ledger
 
     def set_model(self, model: Any) -> None:
         """Refuses models without a ledger."""
-        if not isinstance(model, PrivateTraining):
+        is_private = isinstance(model, PrivateTraining) or (
+            self.reads_only and isinstance(model.optimizer, DPOptimizer)
+        )
+        if not is_private:
             raise NotPrivateError(
                 f"{type(self).__name__} was given to a plain Keras model. It reads the "
                 "ledger of private training, and this model has none. Call "
@@ -58,6 +71,8 @@ class EpsilonLogger(_PrivacyCallback):
         ValueError: delta is outside (0, 1), or update_freq is neither.
     """
 
+    reads_only = True
+
     def __init__(
         self, delta: float, log_dir: Any = None, update_freq: str | int = "epoch"
     ) -> None:
@@ -79,30 +94,31 @@ class EpsilonLogger(_PrivacyCallback):
 
     def epsilon(self) -> float:
         """Certified upper bound on epsilon at `delta` for the releases so far."""
-        ledger = self.model.privacy_ledger
+        ledger = self.ledger
         accountant = DefaultAccountant(ledger.supported_relation())
         return accountant.compose_ledger(ledger).epsilon(self.delta).upper
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file."""
-        warn_of_large_delta(self.delta, self.model._privacy.population)
+        if isinstance(self.model, PrivateTraining):
+            warn_of_large_delta(self.delta, self.model._privacy.population)
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
-        self._written = self.model.privacy_ledger.total
+        self._written = self.ledger.total
         self._reading = _Reading(self.delta)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Sets logs["epsilon"]."""
-        epsilon = self._reading.cheap(self.model.privacy_ledger)
+        epsilon = self._reading.cheap(self.ledger)
         if logs is not None:
             logs["epsilon"] = epsilon
-        if self.update_freq != "epoch":
-            if self.model.privacy_ledger.total - self._written >= self.update_freq:
-                self._write(epsilon)
+        every = self.update_freq
+        if isinstance(every, int) and self.ledger.total - self._written >= every:
+            self._write(epsilon)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Sets logs["epsilon"] and writes the scalar."""
-        epsilon = self._reading.exact(self.model.privacy_ledger)
+        epsilon = self._reading.exact(self.ledger)
         if logs is not None:
             logs["epsilon"] = epsilon
         self._write(epsilon)
@@ -117,7 +133,7 @@ class EpsilonLogger(_PrivacyCallback):
         """One scalar; tf.summary.scalar would need TensorBoard installed."""
         if self._writer is None:
             return
-        self._written = self.model.privacy_ledger.total
+        self._written = self.ledger.total
         metadata = tf.compat.v1.SummaryMetadata()
         metadata.plugin_data.plugin_name = "scalars"
         metadata.data_class = 1  # DATA_CLASS_SCALAR
@@ -221,7 +237,7 @@ class BudgetStop(_PrivacyCallback):
 
     def _arm(self) -> None:
         state = self.model._privacy
-        ledger = self.model.privacy_ledger
+        ledger = self.ledger
         event = state.account.sampling.event(
             GaussianEvent(self.model.optimizer.noise_multiplier)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.ops.parallel_for import pfor
+
+_WRITES = ("Assign", "ResourceScatter", "ResourceApply")
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -86,6 +89,37 @@ def update_output_losses(model: keras.Model, y: Any, y_pred: Any, weight: Any) -
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """The metric shown as `loss`."""
     return model._loss_tracker
+
+
+def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
+    """(model, (x, y, sample_weight), y_pred) of the train_step of Keras that calls.
+
+    An optimizer knows neither model nor data; the frame that applies it does. None if
+    nobody's train_step is running, or one that is not Keras's own.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is keras.Model.train_step.__code__:
+            found = frame.f_locals
+            rows = tuple(found[name] for name in ("x", "y", "sample_weight"))
+            return found["self"], rows, found["y_pred"]
+        frame = frame.f_back
+    return None
+
+
+def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
+    """Tensors that a variable's value was read to in a graph, in order."""
+    handle = variable.value.handle
+    inside = [i for outside, i in graph.captures if outside is handle]
+    consumers = [op for placeholder in inside for op in placeholder.consumers()]
+    return [op.outputs[0] for op in consumers if op.type == "ReadVariableOp"]
+
+
+def written_handles(graph: Any) -> list[Any]:
+    """Handles outside of the graph of what its own ops write to."""
+    outside = {id(i): o for o, i in graph.captures}
+    writes = [op for op in graph.get_operations() if op.type.startswith(_WRITES)]
+    return [outside.get(id(op.inputs[0])) for op in writes]
 
 
 def losses(model: keras.Model) -> list[Any]:
@@ -313,11 +347,7 @@ def variable_writes(graph: Any) -> list[str]:
         *definition.node,
         *(node for f in definition.library.function for node in f.node_def),
     ]
-    return [
-        node.name
-        for node in nodes
-        if node.op.startswith(("Assign", "ResourceScatter", "ResourceApply"))
-    ]
+    return [node.name for node in nodes if node.op.startswith(_WRITES)]
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

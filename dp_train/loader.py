@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.gradients.structures import map_rows
-from dp_train.sampling import PoissonSampling
+from dp_train.sampling import DrawnSampling, PoissonSampling
 from dp_train.values import Batch
 
 
@@ -100,6 +100,46 @@ class PoissonLoader(keras.utils.PyDataset):
             indices = tf.numpy_function(self.sampling.indices, [], tf.int64)
             indices.set_shape([None])
             return map_rows(lambda t: tf.gather(t, indices), arrays)
+
+        return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
+
+    def dataset_for(self, optimizer: Any) -> tf.data.Dataset:
+        """Batches for the fit of a plain Keras model compiled with a DP optimizer.
+
+            loader = dp_train.PoissonLoader(x, y, batch_size=256)
+            optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.1)
+            model.compile(optimizer, loss="sparse_categorical_crossentropy")
+            model.fit(loader.dataset_for(optimizer), epochs=15)
+
+        The optimizer accounts Poisson sampling from then on, one release for each
+        batch that was drawn here. Train it on these batches only.
+
+        Args:
+            optimizer: a DPOptimizer; its expected_batch_size becomes the loader's.
+
+        Returns:
+            (x, y, sample_weight) batches. An empty batch, or one row, is filled up to
+            two with rows of weight 0, on which Keras can be run.
+        """
+        drawn = DrawnSampling(self.sampling)
+        optimizer.sample_by(drawn)
+        x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
+        if sample_weight is None:
+            sample_weight = tf.ones([self.sampling.population])
+
+        def draw(_: tf.Tensor) -> Any:
+            indices = tf.numpy_function(drawn.indices, [], tf.int64)
+            indices.set_shape([None])
+            missing = tf.maximum(2 - tf.size(indices), 0)
+            picked = tf.pad(indices, [[0, missing]])
+            is_real = tf.range(tf.size(picked)) < tf.size(indices)
+
+            def rows(t: tf.Tensor) -> tf.Tensor:
+                shape = [-1] + [1] * (t.shape.rank - 1)
+                found = tf.gather(t, picked)
+                return tf.where(tf.reshape(is_real, shape), found, tf.zeros_like(found))
+
+            return map_rows(rows, (x, y, sample_weight))
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 

@@ -14,6 +14,7 @@ from dp_train import host, model_checks
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.choose import Plan
+from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
@@ -218,7 +219,7 @@ class PrivateTraining(_Mixin):
                 stacklevel=2,
             )
         super().compile(optimizer, *args, **kwargs)
-        model_checks.check_losses(self)
+        check_losses(self)
         self._privacy.functions.clear()
         self._privacy.checked = ()
         if isinstance(self.optimizer, DPOptimizer):

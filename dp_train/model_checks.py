@@ -74,22 +74,6 @@ def check_recurrence(model: keras.Model) -> None:
             )
 
 
-def check_losses(model: keras.Model) -> None:
-    """Refuses losses that are normalised by the data of the whole batch.
-
-    Raises:
-        NotPrivateError: reduction "mean_with_sample_weight".
-    """
-    for loss in host.losses(model):
-        if getattr(loss, "reduction", None) == "mean_with_sample_weight":
-            raise NotPrivateError(
-                f"The loss {loss.name!r} has reduction='mean_with_sample_weight'. It "
-                "divides by the sum of the batch's weights, which couples examples; on "
-                "one example alone the weight would cancel. Use "
-                "reduction='sum_over_batch_size'."
-            )
-
-
 def check_state_updates(
     model: keras.Model, x: Any, y: Any, sample_weight: Any
 ) -> list[keras.Variable]:

@@ -14,7 +14,12 @@ from accounting import Ledger
 from dp_train import host, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
-from dp_train.gradients.objective import Objective, Outputs, Rows
+from dp_train.gradients.objective import (
+    Objective,
+    Outputs,
+    Rows,
+    data_free_gradients,
+)
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.values import Account, Sampling
@@ -68,14 +73,7 @@ def clipped_sum_of(
     gradients, outputs = choose.clipped_sum(
         state.plan.engine, objective, rows, l2_norm_clip, state.microbatch
     )
-    with tf.GradientTape() as tape:
-        penalties = host.regularization_losses(model)
-        penalty = tf.add_n([tf.reduce_sum(p) for p in penalties]) if penalties else None
-    data_free = (
-        [None] * len(variables)
-        if penalty is None
-        else tape.gradient(penalty, [v.value for v in variables])
-    )
+    data_free = data_free_gradients(model, variables)
     return gradients, data_free, outputs
 
 

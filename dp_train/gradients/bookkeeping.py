@@ -47,12 +47,14 @@ class Site:
     """Where a weight meets data: `op` reads it as input number `operand`.
 
     Attributes:
+        read: the tensor that the weight's value was read to.
         is_rearranged: the operand is the weight itself, entries permuted or negated;
             False where it was computed from weights.
     """
 
     op: tf.Operation
     operand: int
+    read: tf.Tensor
     is_rearranged: bool
 
     @property
@@ -75,23 +77,41 @@ def clipped_sum(
     Raises:
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
     """
-    traced = _Traced(objective, rows, keys)
-    reached = [c for c in traced.contributions if c is not None]
-    if not reached:
-        raise UnsupportedSiteError("the loss reaches no weight")
-    norms = _norms(reached)
-    factors = clipping.clip_factors(norms, l2_norm_clip)
-    is_finite = keeps = tf.math.is_finite(norms)
-    if is_real is not None:
-        keeps = tf.logical_and(keeps, is_real)
-        factors = tf.where(is_real, factors, tf.zeros_like(factors))
-    # A finite norm has finite entries only, and then nothing need be left unread.
-    sums = tf.cond(
-        tf.reduce_all(is_finite),
-        lambda: traced.clipped_sums(factors, None),
-        lambda: traced.clipped_sums(factors, keeps),
+    traced, outputs = _traced(objective, rows, keys)
+    return traced.clipped_sum(l2_norm_clip, is_real), outputs
+
+
+def clipped_sum_of_call(
+    objective: Objective,
+    rows: Rows,
+    y_pred: Any,
+    reads: Sequence[Sequence[tf.Tensor]],
+    l2_norm_clip: float,
+) -> list[tf.Tensor]:
+    """Sum of clipped gradients of a forward pass that somebody else traced.
+
+    Args:
+        objective: the loss of one example.
+        rows: (x, y, sample_weight) that the model was called on, [b, ...] with an
+            unknown b.
+        y_pred: what the call returned.
+        reads: for each variable, the tensors that its values were read to.
+        l2_norm_clip: C > 0.
+
+    Raises:
+        UnsupportedSiteError: a weight is used in a way that no kernel knows.
+    """
+    predictions = tensors((y_pred, map_rows(host.get_mask, y_pred)))
+    kinds = separation.check(tensors(rows[0]), predictions)
+    with (
+        host.without_regularization_losses(objective.model),
+        keras.StatelessScope(),
+    ):
+        losses = _losses(objective, rows, y_pred)
+    traced = _PerExample(
+        losses, reads, tensors(rows[0]), kinds, separation.ancestors(predictions)
     )
-    return sums, traced.outputs
+    return traced.clipped_sum(l2_norm_clip, None)
 
 
 def _norms(contributions: list[Contribution]) -> tf.Tensor:
@@ -134,7 +154,7 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
     keys = objective.example_keys(row_count(rows))
     with recorded_spans(objective.model) as spans:
         try:
-            traced = _Traced(objective, rows, keys)
+            traced, _ = _traced(objective, rows, keys)
         except UnsupportedSiteError as error:
             if error.op is not None:
                 error.layer = owner(error.op, spans)
@@ -156,32 +176,59 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
     return found
 
 
-class _Traced:
-    """One forward and one backward pass, and what they say about every weight.
+def _traced(
+    objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
+) -> tuple[_PerExample, Outputs]:
+    """One forward and one backward pass of the unmodified model on all rows."""
+    rows = map_rows(_with_unknown_size, rows)
+    weights = weight_values(objective.variables)
+    # One key for the whole batch: random layers draw per example by themselves.
+    batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
+    with run_alone(objective) as alone:
+        outputs, kinds = _forward(objective, weights, rows, batch_keys, alone)
+    reads = [[weight] for weight in weights]
+    return _PerExample(outputs[0], reads, tensors(rows), kinds, None, alone), outputs
+
+
+class _PerExample:
+    """One backward pass, and what it says about every weight.
 
     Attributes:
-        outputs: losses, predictions and masks.
         contributions: per-example gradients of each weight; None if not reached.
         sites: for each weight, the names of what reads it.
     """
 
     def __init__(
-        self, objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
+        self,
+        losses: tf.Tensor,
+        reads: Sequence[Sequence[tf.Tensor]],
+        data: Sequence[tf.Tensor],
+        kinds: separation.Kinds,
+        forward: set[int] | None,
+        alone: Sequence[AloneCall] = (),
     ) -> None:
-        rows = map_rows(_with_unknown_size, rows)
-        batch = row_count(rows)
-        self.weights = weight_values(objective.variables)
-        # One key for the whole batch: random layers draw per example by themselves.
-        batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
-        with run_alone(objective) as alone:
-            self.outputs = _forward(objective, self.weights, rows, batch_keys, alone)
-        with_data = _ops_with_data(rows)
-        found = [_sites(weight, with_data) for weight in self.weights]
+        """Finds the sites, differentiates, and asks the kernels.
+
+        Args:
+            losses: [b].
+            reads: for each weight, the tensors that hold its value.
+            data: what the losses depend on besides.
+            kinds: where each tensor of the forward pass holds the examples.
+            forward: ids of the ops of the forward pass; None: all.
+            alone: calls that were mapped over examples.
+        """
+        batch = tf.shape(losses)[0]
+        self._weights = [weight for weight, *_ in reads]
+        with_data = _ops_with_data(data)
+        found = [
+            [s for read in of_weight for s in _sites(read, read, with_data, forward)]
+            for of_weight in reads
+        ]
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
         outputs |= {
             id(t): t for call in alone for t in call.outputs if t.dtype.is_floating
         }
-        gradients = tf.gradients(self.outputs[0], list(outputs.values()))
+        gradients = tf.gradients(losses, list(outputs.values()))
         cotangents = {
             output: tf.convert_to_tensor(gradient)
             for output, gradient in zip(outputs, gradients, strict=True)
@@ -190,6 +237,14 @@ class _Traced:
         reached = [
             [s for s in sites if id(s.op.outputs[0]) in cotangents] for sites in found
         ]
+        for site in (s for sites in reached for s in sites):
+            found_kinds = [kinds.get(id(t)) for t in site.op.inputs]
+            if any(isinstance(k, separation.Examples) and k.axis for k in found_kinds):
+                raise UnsupportedSiteError(
+                    f"{site.op.type} reads examples that lie along another axis than "
+                    "the first",
+                    site.op,
+                )
         from_calls = [call.contributions(cotangents) for call in alone]
         self.sites = [[s.op.type for s in sites] for sites in reached]
         for call, contributions in zip(alone, from_calls, strict=True):
@@ -202,20 +257,40 @@ class _Traced:
                     weight, sites, cotangents, batch, [k for k in kept if k is not None]
                 )
                 for weight, sites, *kept in zip(
-                    self.weights, reached, *from_calls, strict=True
+                    self._weights, reached, *from_calls, strict=True
                 )
             ),
             strict=True,
         )
 
-    def clipped_sums(
+    def clipped_sum(
+        self, l2_norm_clip: float, is_real: tf.Tensor | None
+    ) -> list[tf.Tensor]:
+        """Sum of the gradients, each clipped, in the shapes of the weights."""
+        reached = [c for c in self.contributions if c is not None]
+        if not reached:
+            raise UnsupportedSiteError("the loss reaches no weight")
+        norms = _norms(reached)
+        factors = clipping.clip_factors(norms, l2_norm_clip)
+        is_finite = keeps = tf.math.is_finite(norms)
+        if is_real is not None:
+            keeps = tf.logical_and(keeps, is_real)
+            factors = tf.where(is_real, factors, tf.zeros_like(factors))
+        # A finite norm has finite entries only; then nothing need be left unread.
+        return tf.cond(
+            tf.reduce_all(is_finite),
+            lambda: self._weighted_sums(factors, None),
+            lambda: self._weighted_sums(factors, keeps),
+        )
+
+    def _weighted_sums(
         self, factors: tf.Tensor, keeps: tf.Tensor | None
     ) -> list[tf.Tensor]:
         """sum_b factors_b * gradient_b, in the shape of each weight."""
         return [
             _in_shape_of_weight(weight, contribution, operand, factors, keeps)
             for weight, contribution, operand in zip(
-                self.weights, self.contributions, self._operands, strict=True
+                self._weights, self.contributions, self._operands, strict=True
             )
         ]
 
@@ -232,7 +307,7 @@ def _forward(
     rows: Rows,
     keys: Sequence[tf.Tensor],
     alone: Sequence[AloneCall],
-) -> Outputs:
+) -> tuple[Outputs, separation.Kinds]:
     """Losses [b] of each example alone, predictions and masks of the batch.
 
     Args:
@@ -258,28 +333,34 @@ def _forward(
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
         masks = map_rows(host.get_mask, y_pred)
-        separation.check(
+        kinds = separation.check(
             tensors(x),
             [*tensors((y_pred, masks)), *(t for c in alone for t in c.elements)],
             [t for c in alone for t in c.outputs],
         )
-        given = (x, y, sample_weight, y_pred, masks)
-
-        def one(elements: list[tf.Tensor]) -> tf.Tensor:
-            x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
-            keras.tree.map_structure(
-                lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
-            )
-            return tf.reduce_sum(host.compute_loss(model, x, y, y_pred, weight))
-
-        losses = host.vectorized_map(one, tensors(given))
-    return losses, y_pred, masks
+        losses = _losses(objective, rows, y_pred)
+    return (losses, y_pred, masks), kinds
 
 
-def _ops_with_data(rows: Rows) -> set[int]:
-    """ids of the ops that depend on the rows, downstream of them."""
+def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
+    """[b] the model's own loss on each example alone."""
+    given = (*rows, y_pred, map_rows(host.get_mask, y_pred))
+
+    def one(elements: list[tf.Tensor]) -> tf.Tensor:
+        x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
+        keras.tree.map_structure(
+            lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
+        )
+        loss = host.compute_loss(objective.model, x, y, y_pred, weight)
+        return tf.reduce_sum(loss)
+
+    return host.vectorized_map(one, tensors(given))
+
+
+def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:
+    """ids of the ops that depend on the data, downstream of it."""
     found: set[int] = set()
-    waiting = [op for t in tensors(rows) for op in t.consumers()]
+    waiting = [op for t in data for op in t.consumers()]
     while waiting:
         op = waiting.pop()
         if id(op) not in found:
@@ -289,18 +370,24 @@ def _ops_with_data(rows: Rows) -> set[int]:
 
 
 def _sites(
-    weight: tf.Tensor, with_data: set[int], is_rearranged: bool = True
+    read: tf.Tensor,
+    tensor: tf.Tensor,
+    with_data: set[int],
+    forward: set[int] | None,
+    is_rearranged: bool = True,
 ) -> list[Site]:
     """Every op that mixes the weight, or what is made of weights alone, with data."""
     found = []
-    for op in weight.consumers():
+    for op in tensor.consumers():
+        if forward is not None and id(op) not in forward:
+            continue
         if id(op) in with_data:
-            operands = [i for i, t in enumerate(op.inputs) if t is weight]
-            found += [Site(op, i, is_rearranged) for i in operands]
+            operands = [i for i, t in enumerate(op.inputs) if t is tensor]
+            found += [Site(op, i, read, is_rearranged) for i in operands]
         else:
             is_still = is_rearranged and op.type in _REARRANGING
             for output in op.outputs:
-                found += _sites(output, with_data, is_still)
+                found += _sites(read, output, with_data, forward, is_still)
     return found
 
 
@@ -340,7 +427,7 @@ def _contribution(
         if is_same:
             return together(found), operand
     moved = [
-        _moved_to_weight(weight, site.weight, contribution)
+        _moved_to_weight(site.read, site.weight, contribution)
         for site, contribution in zip(sites, found, strict=True)
     ]
     return together([*moved, *alone]), weight
@@ -364,6 +451,8 @@ def _is_same_chain(a: tf.Tensor, b: tf.Tensor) -> bool:
     """Whether two operands are the same rearrangement of a weight."""
     while a is not b:
         is_same = a.op.type == b.op.type and a.shape == b.shape
+        if is_same and a.op.type == "ReadVariableOp":
+            return a.op.inputs[0] is b.op.inputs[0]
         if not is_same or a.op.type not in _REARRANGING - {"Transpose"}:
             return False
         a, b = a.op.inputs[0], b.op.inputs[0]
@@ -385,7 +474,7 @@ def _in_shape_of_weight(
     if contribution is None:
         return tf.zeros(weight.shape, dtype)
     total = contribution.weighted_sum(factors, keeps)
-    while operand is not weight:
+    while operand is not weight and operand.op.type != "ReadVariableOp":
         op = operand.op
         if op.type == "Transpose":
             total = tf.transpose(total, np.argsort(_static(op.inputs[1])))

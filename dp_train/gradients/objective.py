@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from dp_train import host
+from dp_train.errors import NotPrivateError
 from dp_train.gradients.structures import map_rows
 
 Rows = tuple[Any, Any, Any]
@@ -112,3 +113,31 @@ def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:
 def weight_values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
     """The current values, as tensors that a tape can watch."""
     return [tf.identity(tf.convert_to_tensor(v.value)) for v in variables]
+
+
+def data_free_gradients(
+    model: keras.Model, variables: Sequence[keras.Variable]
+) -> list[tf.Tensor | None]:
+    """Gradients of the weight regularisers, which read no data; None where none is."""
+    with tf.GradientTape() as tape:
+        penalties = host.regularization_losses(model)
+        penalty = tf.add_n([tf.reduce_sum(p) for p in penalties]) if penalties else None
+    if penalty is None:
+        return [None] * len(variables)
+    return tape.gradient(penalty, [v.value for v in variables])
+
+
+def check_losses(model: keras.Model) -> None:
+    """Refuses losses that are normalised by the data of the whole batch.
+
+    Raises:
+        NotPrivateError: reduction "mean_with_sample_weight".
+    """
+    for loss in host.losses(model):
+        if getattr(loss, "reduction", None) == "mean_with_sample_weight":
+            raise NotPrivateError(
+                f"The loss {loss.name!r} has reduction='mean_with_sample_weight'. It "
+                "divides by the sum of the batch's weights, which couples examples; on "
+                "one example alone the weight would cancel. Use "
+                "reduction='sum_over_batch_size'."
+            )

@@ -77,24 +77,35 @@ def check(
     inputs: Iterable[tf.Tensor],
     outputs: Iterable[tf.Tensor],
     apart: Iterable[tf.Tensor] = (),
-) -> None:
+) -> Kinds:
     """Walks from inputs to outputs.
 
     Args:
-        inputs: data tensors [b, ...] whose batch size is hidden (None).
+        inputs: data tensors [b, ...]. Where b is a fixed number, the layers could read
+            it as one: it must be public.
         outputs: predictions [b, ...], and what was made into `apart`.
         apart: tensors [b, ...] whose examples are known to be apart if those of what
             they were made of are.
 
+    Returns:
+        The kind of every tensor that depends on the data, by id.
+
     Raises:
         UnsupportedSiteError: an op may mix examples; the message names it.
     """
-    outputs, apart = list(outputs), list(apart)
+    inputs, outputs, apart = list(inputs), list(outputs), list(apart)
     kinds: Kinds = {id(t): Examples(0, 1) for t in [*inputs, *apart]}
-    needed = _ancestors(outputs, {id(t.op) for t in apart})
+    batch = inputs[0].shape[0]
+    needed = ancestors(outputs, {id(t.op) for t in apart})
     graph = outputs[0].graph
     for op in graph.get_operations():  # in the order of creation: inputs come first
-        if id(op) not in needed or not any(id(t) in kinds for t in op.inputs):
+        if id(op) not in needed:
+            continue
+        if batch is not None and op.type in _RANDOM and op.outputs[0].shape.rank:
+            # Drawn for a batch of fixed size, one row an example.
+            if op.outputs[0].shape[0] == batch:
+                kinds[id(op.outputs[0])] = Examples(0, 1)
+        if not any(id(t) in kinds for t in op.inputs):
             continue
         if any(id(t) in kinds for t in op.outputs):
             continue
@@ -106,11 +117,12 @@ def check(
             raise UnsupportedSiteError(
                 "predictions do not lie along the batch axis", t.op
             )
+    return kinds
 
 
-def _ancestors(outputs: list[tf.Tensor], ends: set[int]) -> set[int]:
+def ancestors(outputs: Iterable[tf.Tensor], ends: Iterable[int] = ()) -> set[int]:
     """ids of the ops that the outputs need, up to the ops in `ends`."""
-    found: set[int] = set(ends)
+    found = set(ends)
     waiting = [t.op for t in outputs]
     while waiting:
         op = waiting.pop()
@@ -273,10 +285,12 @@ def _reshape(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     before, after = op.inputs[0].shape, op.outputs[0].shape
     if kind is None or kind.axis != 0 or after.rank is None or after.rank < 1:
         return None
-    if after[0] is not None or not before[1:].is_fully_defined():
+    if (after[0] is None) != (before[0] is None):
+        return None
+    if not before[1:].is_fully_defined():
         return None
     entries = kind.blocks * math.prod(before[1:])
-    if after.rank == 2 and after[1] is None:
+    if after.rank == 2 and after[0] is None and after[1] is None:
         return Flat(entries)
     if not after[1:].is_fully_defined():
         return None

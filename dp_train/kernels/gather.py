@@ -22,7 +22,7 @@ def gather(
     is_along_rows = tf.get_static_value(axis) == 0 and op.get_attr("batch_dims") == 0
     if operand != 0 or not is_along_rows or table.shape.rank != 2:
         raise UnsupportedSiteError("GatherV2 other than rows of a table")
-    if ids.shape.rank is None or ids.shape.rank < 1 or ids.shape[0] is not None:
+    if not ids.shape.rank:
         raise UnsupportedSiteError("GatherV2 whose ids have no batch axis")
     rows, width = table.shape
     return Rows(

@@ -29,7 +29,9 @@ from dp_train.optimizers.arguments import (
     checked_noise_multiplier,
     checked_target,
 )
-from dp_train.values import ClippedSum, Sampling
+from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.sampling import UnverifiedSampling
+from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
@@ -48,8 +50,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
                                            noise_multiplier=1.1), loss=...)
 
     Learning rate, schedules, weight decay and averaging are those of the inner
-    optimizer. Plain `apply` and `apply_gradients` raise NotPrivateError, since the
-    gradients that Keras hands them were averaged before anybody clipped them.
+    optimizer. A plain Keras model trains privately too, see PoissonLoader.dataset_for;
+    elsewhere `apply` and `apply_gradients` raise NotPrivateError, since the gradients
+    that Keras hands them were averaged before anybody clipped them.
 
     Args:
         inner: a Keras optimizer, or its name.
@@ -108,6 +111,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         self.noise_source = noise_source
         self.ledger = Ledger()
+        self.account = Account(self.ledger)
 
     # ------------------------------------------------------------------ one release
 
@@ -213,18 +217,48 @@ class DPOptimizer(keras.optimizers.Optimizer):
         return self.noise_multiplier
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Always raises NotPrivateError: these gradients were not clipped.
+        """One release in the step of a plain model's fit; `grads` are not used.
+
+        Keras averages gradients before anybody clips them. In the graph that `fit`
+        traces, the optimizer finds each example's share by itself.
 
         Raises:
-            NotPrivateError: always.
+            NotPrivateError: not in such a graph, or it does not show each example.
         """
-        raise NotPrivateError(
-            f"{type(self).__name__} received gradients that were not clipped per "
-            "example. Keras averages over the batch first, and no noise on an average "
-            "bounds what one example did to it. Call "
-            "model = dp_train.make_private(model) before compile and fit; in a custom "
-            "loop use optimizer.apply_clipped_sum(dp_train.clipped_gradients(...))."
+        del grads
+        variables = list(trainable_variables or host.optimizer_of_build(self))
+        if self.target_epsilon is not None:
+            self._known_noise_multiplier()
+        if self.account.ledger is not self.ledger:
+            self.account = Account(self.ledger, self.account.sampling)
+        if self.account.sampling is None and self.expected_batch_size is not None:
+            self.account.sampling = UnverifiedSampling(self.expected_batch_size)
+        clipped_sum, batch = clipped_sum_in_fit(
+            variables, self.l2_norm_clip, self.expected_batch_size, self.account
         )
+        if not self.built:
+            self.build(variables)
+        with tf.control_dependencies([batch]):
+            self.release(clipped_sum)
+
+    def sample_by(self, sampling: Sampling) -> None:
+        """From now on plain fit is fed by a loader that draws as `sampling` says.
+
+        Called by PoissonLoader.dataset_for.
+
+        Raises:
+            ValueError: the loader's expected batch size is not the optimizer's.
+        """
+        size = sampling.expected_batch_size
+        if self.expected_batch_size not in (None, size):
+            raise ValueError(
+                f"The loader draws {size:g} examples on average, and the optimizer has "
+                f"expected_batch_size={self.expected_batch_size:g}. The update would "
+                "be scaled by another size than the accounted one. Leave "
+                "expected_batch_size out of the optimizer."
+            )
+        self.expected_batch_size = size
+        self.account = Account(self.ledger, sampling)
 
     # ------------------------------------------------------------------- the budget
 

@@ -94,6 +94,17 @@ class Borrowing(keras.layers.Layer):
         return x * self.other.w
 
 
+class TimeMajorProduct(keras.layers.Layer):
+    """A matmul of rows that lie time first, along an axis that no kernel looks at."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 2), name="w")
+
+    def call(self, x):
+        y = tf.matmul(keras.ops.transpose(x, (1, 0, 2)), self.w)
+        return keras.ops.transpose(y, (1, 0, 2))
+
+
 def _shared_alone():
     inputs = keras.Input((4, 3))
     odd = Cumulated()
@@ -216,6 +227,7 @@ ALONE = {
         lambda: series(layers.Dense(3), Cumulated(), Cumulated(), layers.Dense(3)),
         "Maximum",
     ),
+    "time-major product": (lambda: series(TimeMajorProduct()), "another axis"),
     "inside another layer": (
         lambda: series(Wrapping(), layers.LSTM(2, return_sequences=True)),
         "Maximum",

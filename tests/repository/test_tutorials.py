@@ -50,6 +50,14 @@ def test_custom_loop_counts_its_steps(tmp_path):
     assert "3 x Gaussian noise" in printed
 
 
+def test_code_for_tensorflow_privacy_trains_a_plain_model(tmp_path):
+    printed = run("tutorials/from_tensorflow_privacy.py", cwd=tmp_path)
+
+    assert "epsilon:" in printed
+    assert "18 x Gaussian noise, multiplier 4, Poisson-sampled" in printed
+    assert "Unit: one example. Relation: add_or_remove_one." in printed
+
+
 def test_accuracy_against_epsilon_writes_its_picture(tmp_path):
     picture = tmp_path / "picture.png"
 

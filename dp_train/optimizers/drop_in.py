@@ -1,0 +1,141 @@
+"""Private training without make_private: a plain Keras model, a DP optimizer, fit.
+
+Keras hands an optimizer averaged gradients, which are of no use. But the step that
+called it was traced into a graph, and that graph holds the forward pass: what
+book-keeping needs. The averaged gradients stay behind as dead code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import keras
+import tensorflow as tf
+
+from dp_train import host
+from dp_train.errors import NotPrivateError
+from dp_train.gradients.bookkeeping import clipped_sum_of_call
+from dp_train.gradients.objective import (
+    Objective,
+    check_losses,
+    data_free_gradients,
+)
+from dp_train.gradients.structures import tensors
+from dp_train.kernels.contribution import UnsupportedSiteError
+from dp_train.values import Account, ClippedSum
+
+
+def clipped_sum_in_fit(
+    variables: Sequence[keras.Variable],
+    l2_norm_clip: float,
+    expected_batch_size: float | None,
+    account: Account,
+) -> tuple[ClippedSum, tf.Tensor]:
+    """The clipped sum of the step of a plain model's fit that is being traced.
+
+    Args:
+        variables: trainable variables of the model.
+        l2_norm_clip: C > 0.
+        expected_batch_size: public divisor of the noised sum, > 0.
+        account: where the release is charged.
+
+    Returns:
+        The sum, and a tensor of the batch: the charge has to wait for its draw.
+
+    Raises:
+        NotPrivateError: the graph does not show what each example contributes; the
+            message names the reason and both ways out.
+    """
+    if tf.executing_eagerly():
+        _refuse(
+            "the gradients come from eager execution, which leaves no graph to find "
+            "each example in"
+        )
+    step = host.stock_train_step()
+    if step is None:
+        _refuse("the gradients do not come from the train_step of Keras")
+    model, rows, y_pred = step
+    if expected_batch_size is None:
+        _refuse(
+            "expected_batch_size is missing: the noised sum needs a public divisor, "
+            "and an optimizer does not see how batches are drawn",
+            "give the optimizer expected_batch_size, or a PoissonLoader "
+            "(loader.dataset_for(optimizer))",
+        )
+    _check_step(model, rows, y_pred)
+    reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
+    try:
+        gradients = clipped_sum_of_call(
+            Objective(model, variables, []), rows, y_pred, reads, l2_norm_clip
+        )
+    except UnsupportedSiteError as error:
+        _refuse(f"the graph does not show what each example contributes ({error})")
+    clipped_sum = ClippedSum(
+        gradients=tuple(gradients),
+        l2_norm_bound=l2_norm_clip,
+        expected_batch_size=expected_batch_size,
+        account=account,
+        variables=tuple(variables),
+        data_free_gradients=tuple(data_free_gradients(model, variables)),
+    )
+    return clipped_sum, tensors(rows)[0]
+
+
+def _graph() -> Any:
+    return tf.compat.v1.get_default_graph()
+
+
+def _not_read(variable: keras.Variable) -> tf.Tensor:
+    """A value that nothing reads, for a variable that the step does not read."""
+    return tf.identity(tf.convert_to_tensor(variable.value))
+
+
+def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
+    """Refuses steps in which examples reach the weights in other ways."""
+    if model.jit_compile:
+        _refuse(
+            "the step is compiled by XLA, which cannot call the host for secure noise",
+            "compile with jit_compile=False",
+        )
+    if any(t.graph is not _graph() for t in tensors((rows, y_pred))):
+        _refuse(
+            "the optimizer is applied in another graph than the model was called in"
+        )
+    if len(model.losses) > len(host.regularization_losses(model)):
+        _refuse("a layer adds a loss of its own (add_loss)")
+    if type(model).compute_metrics is not keras.Model.compute_metrics:
+        _refuse("the model has its own compute_metrics, which may write into weights")
+    check_losses(model)
+    # Metrics are not released with the weights; the state of anything else is.
+    metrics = [v for m in model.metrics for v in m.variables]
+    allowed = {id(v.value.handle) for v in [*metrics, *host.seed_states(model)]}
+    written = host.written_handles(_graph())
+    # Variables that are made while tracing get their first values in a branch.
+    writes = [
+        n for n in host.variable_writes(_graph()) if not n.endswith("cond/Assign")
+    ]
+    is_hidden = len(writes) > len(written)
+    if is_hidden or any(id(handle) not in allowed for handle in written):
+        names = {id(v.value.handle): v.path for v in model.variables}
+        found = [
+            names.get(id(h), "a variable") for h in written if id(h) not in allowed
+        ]
+        _refuse(
+            f"the forward pass writes to {', '.join(found) or 'a variable'}, which "
+            "would release examples without noise",
+            "use layers without running statistics, as GroupNormalization",
+        )
+
+
+def _refuse(reason: str, way: str | None = None) -> NoReturn:
+    """Both ways out, and a third where there is one."""
+    ways = "call model = dp_train.make_private(model) before compile and fit; in a "
+    ways += "custom loop use "
+    ways += "optimizer.apply_clipped_sum(dp_train.clipped_gradients(...))"
+    first = "" if way is None else f"{way[0].upper()}{way[1:]}; or "
+    raise NotPrivateError(
+        "A DP optimizer received gradients that were not clipped per example, and "
+        f"cannot clip them here: {reason}. Noise on an average bounds nothing about "
+        f"one example. {first}{ways if first else ways[0].upper() + ways[1:]}."
+    )

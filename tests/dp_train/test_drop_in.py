@@ -1,0 +1,317 @@
+"""A plain Keras model, a DP optimizer and fit: private without make_private."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import dp_train
+from accounting import PoissonSampledEvent, UnverifiedSamplingEvent
+
+ROWS = 12
+
+
+def dense(**kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(4, activation="tanh", **kwargs),
+            layers.Dense(3),
+        ]
+    )
+
+
+def convolutional():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(3, 3, activation="relu"),
+            layers.GroupNormalization(3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3),
+        ]
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = layers.Dense(4, activation="gelu"), layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.hidden(x)) + self.head(self.hidden(x * 0.5))
+
+
+def tokens():
+    inputs = keras.Input((4,), dtype="int32")
+    table = layers.Embedding(7, 5)
+    attended = layers.MultiHeadAttention(2, 2)(table(inputs), table(inputs))
+    hidden = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(attended))
+    return keras.Model(inputs, layers.Dense(3)(hidden))
+
+
+def several_outputs():
+    inputs = keras.Input((5,))
+    hidden = layers.Dense(4, activation="tanh")(inputs)
+    return keras.Model(inputs, [layers.Dense(3)(hidden), layers.Dense(1)(hidden)])
+
+
+LOGITS = keras.losses.SparseCategoricalCrossentropy
+CASES = {
+    "unreduced loss": (dense, (5,), LOGITS(from_logits=True, reduction="none")),
+    "mean": (dense, (5,), LOGITS(from_logits=True)),
+    "sum": (dense, (5,), LOGITS(from_logits=True, reduction="sum")),
+    "string": (dense, (5,), "mse"),
+    "regularised": (
+        lambda: dense(kernel_regularizer="l2"),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "convolution": (convolutional, (6, 6, 1), LOGITS(from_logits=True)),
+    "subclassed, layers called twice": (Subclassed, (5,), LOGITS(from_logits=True)),
+    "attention over an embedding": (tokens, (4,), LOGITS(from_logits=True)),
+    "several outputs": (
+        several_outputs,
+        (5,),
+        [LOGITS(from_logits=True), keras.losses.MeanAbsoluteError()],
+    ),
+}
+
+
+def data(shape, loss):
+    generator = np.random.default_rng(3)
+    if shape == (4,):
+        x = generator.integers(0, 7, (ROWS, *shape)).astype("int32")
+    else:
+        x = (3 * generator.standard_normal((ROWS, *shape))).astype("float32")
+    y = generator.integers(0, 3, ROWS)
+    if loss == "mse":
+        y = np.eye(3, dtype="float32")[y]
+    if isinstance(loss, list):
+        y = (y, generator.standard_normal(ROWS).astype("float32"))
+    return x, y, generator.random(ROWS).astype("float32")
+
+
+def sgd(**kwargs):
+    settings = {"l2_norm_clip": 0.3, "noise_multiplier": 1e-9}
+    return dp_train.DPSGD(1.0, **settings | kwargs)
+
+
+def change(model, step):
+    before = model.get_weights()
+    step()
+    return [b - a for a, b in zip(before, model.get_weights(), strict=True)]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["any size", "fixed size"])
+def test_plain_fit_takes_the_same_step_as_a_private_model(case, is_fixed):
+    build, shape, loss = case
+    x, y, weight = data(shape, loss)
+    plain, private = build(), build()
+    for model in (plain, private):
+        model(x[:2])
+    private.set_weights(plain.get_weights())
+    private = dp_train.make_private(private)
+    private.compile(sgd(), loss)
+    plain.compile(sgd(expected_batch_size=ROWS), loss, metrics=None)
+    expected = change(private, lambda: private.train_on_batch(x, y, weight))
+    batches = tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(
+        ROWS, drop_remainder=is_fixed
+    )
+    actual = change(plain, lambda: plain.fit(batches, shuffle=False, verbose=0))
+    scale = max(np.abs(e).max() for e in expected)
+    assert scale > 1e-3
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=2e-6 * max(scale, 1))
+
+
+def test_ready_made_batches_are_recorded_as_unverified():
+    x, y, _ = data((5,), None)
+    model = dense()
+    model.compile(sgd(expected_batch_size=4), CASES["mean"][2], metrics=["accuracy"])
+    history = model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert "accuracy" in history.history
+    (release,) = model.optimizer.ledger.releases
+    assert release.count == 6
+    assert isinstance(release.event, UnverifiedSamplingEvent)
+
+
+def test_batches_of_a_loader_are_recorded_as_poisson_sampled():
+    x, y, _ = data((5,), None)
+    loader = dp_train.PoissonLoader(x, y, batch_size=3)
+    optimizer = sgd()
+    model = dense()
+    model.compile(optimizer, CASES["mean"][2])
+    logger = dp_train.EpsilonLogger(delta=1e-2)
+    history = model.fit(
+        loader.dataset_for(optimizer),
+        epochs=5,
+        shuffle=False,
+        verbose=0,
+        callbacks=[logger],
+    )
+    (release,) = optimizer.ledger.releases
+    assert release.count == 5 * len(loader) == 20
+    assert release.event.sampling_probability == 3 / ROWS
+    assert isinstance(release.event, PoissonSampledEvent)
+    assert optimizer.expected_batch_size == 3
+    assert history.history["epsilon"][-1] > history.history["epsilon"][0] > 0
+    # Loss and weights of empty batches, of which 1 in 32 is one, are numbers.
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_one_example_moves_the_weights_by_at_most_the_clip():
+    x, y, _ = data((5,), None)
+    x[0] *= 1e4
+    steps = []
+    for rows in (slice(0, ROWS), slice(1, ROWS)):
+        keras.utils.set_random_seed(0)
+        model = dense()
+        model.compile(sgd(expected_batch_size=1), CASES["mean"][2])
+        steps.append(
+            change(model, lambda: model.fit(x[rows], y[rows], ROWS, verbose=0))  # noqa: B023
+        )
+    distance = sum(np.sum((a - b) ** 2) for a, b in zip(*steps, strict=True)) ** 0.5
+    assert 0.29 < distance <= 0.3 * (1 + 1e-5)
+
+
+def test_training_on_other_data_than_the_loaders_is_noticed():
+    x, y, _ = data((5,), None)
+    optimizer = sgd()
+    model = dense()
+    model.compile(optimizer, CASES["mean"][2])
+    dp_train.PoissonLoader(x, y, batch_size=4).dataset_for(optimizer)
+    with pytest.raises(tf.errors.UnknownError, match="no\\s+Poisson samples"):
+        model.fit(x, y, batch_size=4, verbose=0)
+
+
+def test_loader_and_optimizer_must_agree_on_the_batch_size():
+    x, y, _ = data((5,), None)
+    with pytest.raises(ValueError, match="draws 4 .* expected_batch_size=5"):
+        dp_train.PoissonLoader(x, y, batch_size=4).dataset_for(
+            sgd(expected_batch_size=5)
+        )
+
+
+class Running(layers.Layer):
+    """Keeps a mean of what it saw."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(shape[-1],), trainable=False, name="mean")
+
+    def call(self, x):
+        self.mean.assign(0.9 * self.mean + 0.1 * keras.ops.mean(x, axis=0))
+        return x
+
+
+class Centred(layers.Layer):
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+
+class TimeMajorProduct(layers.Layer):
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 2), name="w")
+
+    def call(self, x):
+        # Time is as long as the batch, so that no shape tells them apart.
+        y = keras.ops.transpose(keras.ops.stack([x] * 4, axis=1), (1, 0, 2))
+        return keras.ops.mean(tf.matmul(y, self.w), axis=0)
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+
+def stacked(*extra, kind=keras.Sequential):
+    return kind([keras.Input((5,)), *extra, layers.Dense(3)])
+
+
+REFUSED = {
+    "batch normalization": (
+        lambda: stacked(layers.BatchNormalization()),
+        {},
+        "writes to .*moving|may mix examples",
+    ),
+    "running statistics": (lambda: stacked(Running()), {}, "writes to .*mean"),
+    "mixing layer": (lambda: stacked(Centred()), {}, "may mix examples"),
+    "examples along another axis": (
+        lambda: stacked(TimeMajorProduct()),
+        {},
+        "another axis",
+    ),
+    "recurrent loop": (
+        lambda: stacked(layers.Reshape((5, 1)), layers.LSTM(2)),
+        {},
+        "may mix examples",
+    ),
+    "added loss": (
+        lambda: stacked(layers.Dense(2, activity_regularizer="l2")),
+        {},
+        "add_loss",
+    ),
+    "own train_step": (lambda: stacked(kind=OwnStep), {}, "train_step of Keras"),
+    "XLA": (lambda: stacked(), {"jit_compile": True}, "jit_compile=False"),
+    "eager": (lambda: stacked(), {"run_eagerly": True}, "eager"),
+    "coupled loss": (
+        lambda: stacked(),
+        {"loss": LOGITS(from_logits=True, reduction="mean_with_sample_weight")},
+        "mean_with_sample_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_the_graph_does_not_show_is_refused(case):
+    build, arguments, reason = case
+    x, y, _ = data((5,), None)
+    model = build()
+    model.compile(
+        sgd(expected_batch_size=4),
+        **{"loss": LOGITS(from_logits=True), "jit_compile": False} | arguments,
+    )
+    before = model.get_weights()
+    with pytest.raises(dp_train.NotPrivateError, match=reason) as refusal:
+        model.fit(x, y, batch_size=4, verbose=0)
+    if "coupled" not in str(refusal.value) and "couples" not in str(refusal.value):
+        assert "make_private(model)" in str(refusal.value)
+        assert "clipped_gradients" in str(refusal.value)
+    assert model.optimizer.ledger.total == 0
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_divisor_or_a_loader_must_be_given():
+    x, y, _ = data((5,), None)
+    model = dense()
+    model.compile(sgd(), CASES["mean"][2])
+    with pytest.raises(dp_train.NotPrivateError, match="dataset_for"):
+        model.fit(x, y, batch_size=4, verbose=0)
+
+
+def test_a_budget_needs_a_private_model():
+    x, y, _ = data((5,), None)
+    model = dense()
+    optimizer = dp_train.DPSGD(
+        0.1,
+        l2_norm_clip=1.0,
+        target_epsilon=1.0,
+        target_delta=1e-2,
+        expected_batch_size=4,
+    )
+    model.compile(optimizer, CASES["mean"][2])
+    with pytest.raises(ValueError, match="noise_multiplier="):
+        model.fit(x, y, batch_size=4, verbose=0)
+    model.compile(sgd(expected_batch_size=4), CASES["mean"][2])
+    stop = dp_train.BudgetStop(1.0, 1e-2)
+    with pytest.raises(dp_train.NotPrivateError, match="make_private"):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[stop])
