@@ -402,13 +402,15 @@ class _Sum:
         squares = np.square(z * self.factor)
         norms = self.error * np.sqrt(np.cumsum(squares[::-1])[::-1])
         # Never so late that it matters where smaller sums are told.
-        latest = int(np.searchsorted(np.cumsum(self.above), 1e-6))
+        latest = int(self._count * _behind(self._masses, self._count, 1.0))
         return max(min(int(np.argmax(norms <= _HARMLESS)), latest), 1)
 
     def last(self) -> int:
         """Last point up to which all errors together are harmless under Q."""
         norms = self.error * np.sqrt(np.cumsum(np.square(self.factor)))
-        return max(int(np.searchsorted(norms, _HARMLESS)) - 1, 2)
+        earliest = int(self._count * _behind(self._masses, self._count, -1.0))
+        last = max(int(np.searchsorted(norms, _HARMLESS)) - 1, earliest, 2)
+        return min(last, self._size - 1)
 
     def shifted_beyond(self) -> float:
         """P-mass of sums beyond the points: one W under w dQ, the others under Q."""
@@ -434,11 +436,7 @@ def _tilt(masses: Array, count: int, size: int, sign: float) -> float:
     """
     place = np.arange(len(masses), dtype=float)
     whole = float(masses.sum())
-    center = float(np.einsum("i,i->", masses, place)) / whole
-    square = float(np.einsum("i,i,i->", masses, place - center, place - center))
-    behind = center - sign * 5 * math.sqrt(square / whole / count)
-    if sign > 0:
-        behind = max(behind, 0.0)
+    behind = _behind(masses, count, sign)
     best = 0.0
     for theta in sign * _ORDERS / len(masses):
         grown = theta * (place - behind)
@@ -451,6 +449,15 @@ def _tilt(masses: Array, count: int, size: int, sign: float) -> float:
             break
         best = float(theta)
     return best
+
+
+def _behind(masses: Array, count: int, sign: float) -> float:
+    """The mean over count terms that is five deviations on the side of sign < 0."""
+    place = np.arange(len(masses), dtype=float)
+    whole = float(masses.sum())
+    center = float(np.einsum("i,i->", masses, place)) / whole
+    square = float(np.einsum("i,i,i->", masses, place - center, place - center))
+    return max(center - sign * 5 * math.sqrt(square / whole / count), 0.0)
 
 
 def _log_beyond(v: Array, place: Array, count: int, size: int) -> float:
@@ -472,7 +479,7 @@ def _split(
     Points so small that they hold next to nothing under P go up to the first.
     """
     p = z * mass
-    first = max(int(np.searchsorted(np.cumsum(p), 1e-3 * infinite)), 0)
+    first = int(np.searchsorted(np.cumsum(p), _HARMLESS))
     last = int(np.flatnonzero(p)[-1])
     losses = np.linspace(math.log(z[first]), math.log(z[last]), _LOSSES)
     grid = np.exp(losses)
@@ -498,7 +505,7 @@ def _merged(z: Array, mass: Array) -> AtomicLoss | None:
     if not p.any():
         return None
     grown = np.cumsum(p)
-    first = max(int(np.searchsorted(grown, 1e-18)), 1)
+    first = max(int(np.searchsorted(grown, _HARMLESS)), 1)
     last = int(np.flatnonzero(p)[-1])
     ends = np.linspace(math.log(z[first]), math.log(z[last]), _LOSSES)
     index = np.searchsorted(ends, np.log(np.maximum(z, z[first])))

@@ -65,6 +65,10 @@ class Question(abc.ABC):
     def excess(self, lower: float, upper: float, point: Point) -> float:
         """Width of a bracket over the width asked for."""
 
+    def narrower(self) -> "Question":
+        """The same question for each of two brackets, of which one end each counts."""
+        return self
+
     @abc.abstractmethod
     def is_narrow(self, lower: float, upper: float) -> bool:
         """True if a bracket is as narrow as asked for, whatever the scale of losses."""
@@ -98,6 +102,9 @@ class EpsilonAt(Question):
 
     def excess(self, lower: float, upper: float, point: Point) -> float:
         return (upper - lower) / max(self.tolerance(upper, point), 1e-300)
+
+    def narrower(self) -> "EpsilonAt":
+        return dataclasses.replace(self, width=0.4 * self.width)
 
     def is_narrow(self, lower: float, upper: float) -> bool:
         return upper - lower <= self.width * upper

@@ -44,6 +44,8 @@ LARGEST_NOISE = 1e8
 _WIDTH = 9.0
 PANEL = 32
 _SMALL_SIDE = 37.0
+# Where no loss lies, e^{-l} may round to 0.
+_LEAST_RATIO = 1e-30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -385,8 +387,9 @@ class SampledGaussianLoss(Loss):
             log_c = np.log(np.maximum(c, 0.0))
         # Losses that the pair cannot have are beyond every x.
         x = s * s * log_c + 0.5
-        share = q * np.maximum(c, 0) / (1 + grown)
-        slip = 2 * ROUNDOFF * (q + np.abs(grown)) / (1 + grown)
+        whole = np.maximum(1 + grown, _LEAST_RATIO)
+        share = q * np.maximum(c, 0) / whole
+        slip = 2 * ROUNDOFF * (q + np.abs(grown)) / whole
         reach = 2 + np.abs(np.maximum(log_c, -50.0)) + 1 / (s * s)
         return x, c, slip + 8 * ROUNDOFF * share * reach
 

@@ -201,7 +201,9 @@ class GaussianMixtureLoss(Loss):
         level = grown + self.q
         x = np.full_like(losses, -np.inf)
         inside = level > 0
-        slip = 4 * ROUNDOFF * (self.q + np.abs(grown)) / (1 + grown)
+        # Where no loss lies, e^{-l} may round to 0.
+        whole = np.maximum(1 + grown, 1e-30)
+        slip = 4 * ROUNDOFF * (self.q + np.abs(grown)) / whole
         target = np.log(level[inside])
         if len(target) == 0:
             return x, level, slip
@@ -224,7 +226,7 @@ class GaussianMixtureLoss(Loss):
         x[inside] = found
         value = self._log_level(found)[0]
         # dl / d ln C = C / w.
-        share = level[inside] / (1 + grown[inside])
+        share = level[inside] / whole[inside]
         reach = 2 + np.abs(target) + np.abs(found) / (s * s)
         missed = np.abs(value - target) + 16 * ROUNDOFF * reach
         slip[inside] += share * missed

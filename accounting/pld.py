@@ -327,13 +327,14 @@ def _bracket_of(
         ]
         if not directions:
             return Bounds(0.0, 0.0, min(most, MOST_RELEASES * _NEVER), True)
-    bounds = bracket(question, directions, most)
     attained = [found for terms in directions if (found := _attained(terms))]
     if attained == directions:
-        return bounds
+        return bracket(question, directions, most)
+    bounds = bracket(question.narrower(), directions, most)
     lower = 0.0
     if attained:
-        lower = min(bracket(question, attained, bounds.upper).lower, bounds.upper)
+        below = bracket(question.narrower(), attained, bounds.upper)
+        lower = min(below.lower, bounds.upper)
     is_narrow = question.is_narrow(lower, bounds.upper)
     return Bounds(lower, max(bounds.estimate, lower), bounds.upper, is_narrow)
 

@@ -87,7 +87,7 @@ class SampledLoss(Loss):
             excess = q * (pair.excess + lost * other)
             excess_error = q * (pair.excess_error + lost * other_error)
             excess_error += change * other
-            share /= 1 + np.expm1(boundaries[1:])
+            share /= np.maximum(np.exp(boundaries[1:]), 1e-30)
         slip = np.maximum(slips[1:], slips[:-1])
         slip += np.minimum(share, 1.0) * pair.slip
         # The points of the grid are themselves rounded, by 2 u of the loss.
@@ -153,7 +153,9 @@ class SampledLoss(Loss):
         c = grown / self.q + 1
         with np.errstate(divide="ignore"):
             m = np.log(np.maximum(c, 0.0))
-        slip = 2 * ROUNDOFF * (self.q + np.abs(grown)) / (1 + grown)
-        share = self.q * np.maximum(c, 0.0) / (1 + grown)
+        # Where no loss lies, e^{-l} may round to 0.
+        whole = np.maximum(1 + grown, 1e-30)
+        slip = 2 * ROUNDOFF * (self.q + np.abs(grown)) / whole
+        share = self.q * np.maximum(c, 0.0) / whole
         reach = np.abs(np.where(np.isfinite(m), m, 0.0))
         return m, c, slip + 8 * ROUNDOFF * share * (1 + reach)
