@@ -75,6 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, BudgetSpentError, UnsupportedEventError, PlotError) as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (ArithmeticError, IndexError, MemoryError) as error:
+        print(
+            f"{PROGRAM}: The accountant failed at this plan"
+            f" ({type(error).__name__}: {error}). No figure is printed, since it could"
+            " be wrong. Type --accountant=rdp, and report what you typed.",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

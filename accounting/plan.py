@@ -111,7 +111,8 @@ class Solved:
         composed = PldAccountant(NeighboringRelation.ZERO_OUT)
         try:
             return composed.compose(*attained).epsilon(delta).lower
-        except UnsupportedEventError:
+        except (UnsupportedEventError, ArithmeticError, IndexError):
+            # The upper bound does not need it; 0 claims nothing.
             return 0.0
 
 
@@ -191,8 +192,10 @@ def _smallest_delta(composed: Accountant, target: float) -> float:
             " that fails as often as not is none. Raise the noise or the target."
         )
     delta = max(composed.delta(target).upper, _LEAST_DELTA)
+    factor = 1.0005
     while composed.epsilon(delta).upper > target:
-        delta *= 1.001
+        factor *= factor
+        delta = min(delta * factor, _MOST_DELTA)
     return delta
 
 

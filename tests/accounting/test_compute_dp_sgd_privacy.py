@@ -10,7 +10,14 @@ import pytest
 import accounting
 from accounting.compute_dp_sgd_privacy import main
 from accounting.default import DefaultAccountant
-from accounting.events import FixedSizeSampledEvent, GaussianEvent, event_from_dict
+from accounting.events import (
+    FixedSizeSampledEvent,
+    GaussianEvent,
+    RandomAllocationEvent,
+    TruncatedPoissonSampledEvent,
+    event_from_dict,
+    user_level,
+)
 from accounting.ledger import Ledger
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
@@ -536,3 +543,50 @@ def test_ledger_statement_compares_with_other_ways_to_count(
     assert result["comparisons"]["no_amplification"] > 100
     assert main([f"--ledger={ledger_file}", "--delta=1e-5"]) == 0
     assert "by Renyi divergences at most 2.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "event", "count"),
+    [
+        (
+            {"sampling": "balls_in_bins"},
+            RandomAllocationEvent(235, GaussianEvent(1.1)),
+            60,
+        ),
+        (
+            {"sampling": "truncated_poisson", "max_batch_size": "300"},
+            TruncatedPoissonSampledEvent(256 / 60000, GaussianEvent(1.1), 60000, 300),
+            14063,
+        ),
+        ({"max_examples_per_user": "3"}, user_level(256 / 60000, 1.1, 3), 14063),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_each_sampling_is_accounted_as_its_own_event(
+    capsys, options, event, count
+) -> None:
+    result = answer(capsys, **options)
+    assert (event_from_dict(result["event"]), result["event_count"]) == (event, count)
+    bounds = DefaultAccountant().compose(event, count).epsilon(1e-5)
+    assert result["epsilon"] == bounds.to_dict()
+
+
+def test_shuffling_is_at_least_what_random_allocation_attains(capsys) -> None:
+    options = {"sampling": "shuffle", "relation": "zero_out"}
+    epsilon = answer(capsys, **options)["epsilon"]
+    # 60 whole passes of 234 steps, and a 61st that counts from above only.
+    event = RandomAllocationEvent(234, GaussianEvent(1.1))
+    accountant = PldAccountant(NeighboringRelation.ZERO_OUT).compose(event, 60)
+    assert epsilon["lower"] == accountant.epsilon(1e-5).lower > 1
+    assert epsilon["upper"] > 10 * epsilon["lower"]
+
+
+def test_failure_of_an_accountant_is_one_line_without_a_figure(
+    capsys, monkeypatch
+) -> None:
+    def fails(self, delta):
+        raise FloatingPointError("overflow")
+
+    monkeypatch.setattr(PldAccountant, "epsilon", fails)
+    parts = ("FloatingPointError", "could be wrong", "Type --accountant=rdp")
+    assert_refused(capsys, arguments(), *parts)
