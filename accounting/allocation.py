@@ -10,90 +10,46 @@ under Q, independent. The pair (P, Q) is nothing but the law of Z: removing an e
 has delta E(Z - e^eps)+, adding one has E(1 - e^eps Z)+. Both are expectations of convex
 functions of Z, and convex functions of the sum are convex in each W: whatever spreads
 each W without moving its mean makes delta larger, in both directions, and whatever
-contracts it makes delta smaller. So each W goes to a linear grid k_j = j h, on which
-sums are a convolution (arXiv:2602.17284 uses grids in ln W and one W at a time):
-
-Upper: within each cell the mass is split to both ends with its mean kept. With V the
-mass of the cell under w dQ and Q its mass, (V - k_j Q) / h goes up.
-Lower: D(x) = E(W - x)+ is convex. Between two dots that both lie below a tangent at the
-middle of their cell the chord lies below D. At k_j the tangents of the neighboring
-middles are below D by E(W - k_j; half cell above) and E(k_j - W; half cell below); the
-dot is lowered by the larger. Negative masses that this leaves are kinks that are not
-convex, and go to their neighbors with mass and mean kept: the lower convex hull.
+contracts it makes delta smaller. So each W goes to a linear grid (linear_grid.py), on
+which sums are a convolution; arXiv:2602.17284 uses grids in ln W and one W at a time.
 
 W above the last point. E(Z; any W there) is at most V + (t - 1) Q, with V and Q the
 masses of W there under w dQ and dQ: it goes to infinite losses. When an example is
 added, a smaller Z is worse, and W above the last point counts as that point. The lower
 law leaves it out.
 
-The sum is the power of a transform on 2 N points, tilted by e^{theta k} so that
-roundoff is relative to the small masses of large sums. Let e bound the norm of the
-error of the tilted masses. In a region of points R with ends z' < z'', whatever the
-errors are, they change D(x) by at most (Cauchy and Schwarz)
-
-    e || z_k f_k ||_R (1 - x / z'')+,    f_k = e^{t ln M - theta k}
-
-that of a P-mass at z''. It is added there above, region by region, and taken away
-below; when an example is added it is the Q-mass e || f_k ||_R at z'. Every value of a
-transform of N points is off by at most 8 u log2 N times the sum of the masses, for it
-is a sum along log2 N levels. So |df| <= unit, and the power errs by t |f|^{t-1} unit,
-of which e is the root mean square; the inverse adds 8 u log2 N ||c|| (Higham 2002,
-Theorem 24.2). What falls beyond N points is bounded by Chernoff: it goes to infinity
-above. What falls beyond 2 N is folded, and counts as part of the error below.
-
 The law of ln Z is put onto a grid of its own, again with mean kept above, and by
 conditional means below, which is a post-processing of the pair.
 """
 
-import dataclasses
 import functools
 import math
 
 import numpy as np
 
 from accounting.atomic import AtomicLoss
-from accounting.losses import ROUNDOFF, NormalMasses, ndtri
+from accounting.linear_grid import (
+    HARMLESS,
+    ORDERS,
+    Step,
+    Sum,
+    lowered_dots,
+    norm,
+    spread_down,
+    spread_up,
+    step_of,
+)
+from accounting.losses import ROUNDOFF, ndtri
 from accounting.pairs import Array
 
 # Points of the law of ln Z.
 _LOSSES = 6000
-# How much smaller a mass on the other side may be when tilted: e^7.
-_MOST_TILT = 7.0
-# Errors of masses at small losses that do not matter, and the regions they count in.
-_HARMLESS = 1e-8
+# Regions of points whose errors count together.
 _REGIONS = 64
-# ln of the tilted mass beyond the last point that may be folded.
-_LOG_FOLDED = -40.0
-_ORDERS = 2.0 ** np.arange(-6, 9)
-_SWEEPS = 200
 # Below it a linear grid has no digits for W.
 LEAST_ALLOCATED_NOISE = 0.3
 # How fine the grids are that an accountant tries in turn.
 LEAST_POINTS, MOST_POINTS = 1 << 15, 1 << 19
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Step:
-    """One W on the points 0 .. cells of a grid of step h.
-
-    Attributes:
-        low: [2 cells] Q-masses of the half cells; high: their masses under w dQ.
-        low_error, high_error: bounds on their errors.
-        slip: [cells] how far W may reach over the ends of its cell.
-        beyond: Q-mass and mass under w dQ above the last point, from above.
-    """
-
-    h: float
-    low: Array
-    high: Array
-    low_error: Array
-    high_error: Array
-    slip: Array
-    beyond: tuple[float, float]
-
-    @property
-    def points(self) -> Array:
-        return np.asarray(self.h * np.arange(len(self.slip) + 1))
 
 
 @functools.lru_cache(maxsize=32)
@@ -110,14 +66,14 @@ def allocation_losses(
     """
     widest, longest = _reaches(bins, noise, tail)
     h = longest / points
-    step = _step(noise, h, max(2, min(math.ceil(widest / h), points // 2)))
+    step = step_of(noise, h, max(2, min(math.ceil(widest / h), points // 2)))
     z: Array = np.asarray((h / bins) * np.arange(points), float)
-    upper = _Sum(_up(step), bins, points, 1.0)
+    upper = Sum(spread_up(step), bins, points, 1.0)
     infinite = step.beyond[1] + (bins - 1) * step.beyond[0] + upper.shifted_beyond()
     mass, first = upper.above.copy(), upper.first(z)
     for region in _regions(z, first):
         # The error of a region counts as mass at its upper end, as a share of P.
-        wrong = upper.error * _norm(z[region] * upper.factor[region])
+        wrong = upper.error * norm(z[region] * upper.factor[region])
         mass[region.stop - 1] += wrong / z[region.stop - 1]
     # Smaller sums count as the first that is told.
     mass[first] += max(upper.whole - float(mass[first:].sum()), 0.0)
@@ -137,23 +93,23 @@ def _regions(z: Array, first: int) -> list[slice]:
     ]
 
 
-def _below(step: _Step, bins: int, z: Array) -> AtomicLoss | None:
+def _below(step: Step, bins: int, z: Array) -> AtomicLoss | None:
     """Lower law of ln Z.
 
     The error of a region, a share I of P at its upper end, is taken from points of the
     next one, which lowers D by more. Where that has too little, all points above y go,
     where D(y) is all the error that is left: D is then lower by that much below y.
     """
-    masses = _lowered(step)
+    masses = lowered_dots(step)
     if not masses.any():
         return None
-    lower = _Sum(masses, bins, len(z), 1.0)
+    lower = Sum(masses, bins, len(z), 1.0)
     first = lower.first(z)
     regions = _regions(z, first)
     q, weighed, lost = lower.below.copy(), z * lower.factor, z * lower.lost
     q[:first] = 0.0
     owed = [
-        lower.error * _norm(weighed[region])
+        lower.error * norm(weighed[region])
         + lower.folded * float(weighed[region].max())
         + float(lost[region].sum())
         for region in regions
@@ -178,14 +134,14 @@ def _added(bins: int, noise: float, tail: float, points: int) -> AtomicLoss:
     center = bins * (1 + 8 * math.sqrt(math.expm1(min(1 / noise**2, 20.0)) / bins))
     longest = min(bins * widest * 1.01, widest + max(center, 2.0 * bins))
     h = longest / points
-    step = _step(noise, h, max(2, math.ceil(widest / h)))
-    total = _Sum(_down(step), bins, points, -1.0)
+    step = step_of(noise, h, max(2, math.ceil(widest / h)))
+    total = Sum(spread_down(step), bins, points, -1.0)
     z: Array = np.asarray((h / bins) * np.arange(points), float)
     mass, last = total.above.copy(), total.last()
     first = min(max(int(np.searchsorted(np.cumsum(mass), 0.1 * tail)), 1), last - 1)
-    infinite = float(mass[:first].sum()) + total.error * _norm(total.factor[:first])
+    infinite = float(mass[:first].sum()) + total.error * norm(total.factor[:first])
     for region in _regions(z[: last + 1], first):
-        mass[region.start] += total.error * _norm(total.factor[region])
+        mass[region.start] += total.error * norm(total.factor[region])
     mass[last] += max(total.whole - float(mass[: last + 1].sum()), 0.0)
     z, mass = z[first : last + 1], mass[first : last + 1]
     losses = np.linspace(-math.log(z[-1]), -math.log(z[0]), _LOSSES)
@@ -202,10 +158,6 @@ def _added(bins: int, noise: float, tail: float, points: int) -> AtomicLoss:
     )
 
 
-def _norm(values: Array) -> float:
-    return math.sqrt(float(np.einsum("i,i->", values, values))) * (1 + 1e-9)
-
-
 def _reaches(bins: int, noise: float, tail: float) -> tuple[float, float]:
     """Where W, and where the sum, ends but for a mass tail under P; no bound."""
     share = tail / 4
@@ -215,7 +167,7 @@ def _reaches(bins: int, noise: float, tail: float) -> tuple[float, float]:
     w = np.exp(y / noise - 0.5 / noise**2)
     q = np.exp(-0.5 * y * y) * (y[1] - y[0]) / math.sqrt(2 * math.pi)
     best = math.inf
-    for order in _ORDERS / widest:
+    for order in ORDERS / widest:
         grown = order * w
         moment = float(np.log1p(np.einsum("i,i->", q, np.expm1(grown))))
         shifted = math.log(float(np.einsum("i,i,i->", q, w, np.exp(grown))))
@@ -223,6 +175,8 @@ def _reaches(bins: int, noise: float, tail: float) -> tuple[float, float]:
     return widest, 1.02 * max(best, widest)
 
 
+<<<<<<< HEAD
+=======
 def _step(noise: float, h: float, cells: int) -> _Step:
     """The masses of one W in half cells."""
     k = (0.5 * h) * np.arange(2 * cells + 1)
@@ -471,6 +425,7 @@ def _log_beyond(v: Array, place: Array, count: int, size: int) -> float:
     return best + 1e-9
 
 
+>>>>>>> 6db5ea6e96a5d52004658369b72eb441ab5f58fc
 def _split(
     z: Array, mass: Array, infinite: float, attained: AtomicLoss | None
 ) -> AtomicLoss:
@@ -479,7 +434,11 @@ def _split(
     Points so small that they hold next to nothing under P go up to the first.
     """
     p = z * mass
+<<<<<<< HEAD
+    first = int(np.searchsorted(np.cumsum(p), HARMLESS))
+=======
     first = int(np.searchsorted(np.cumsum(p), _HARMLESS))
+>>>>>>> 6db5ea6e96a5d52004658369b72eb441ab5f58fc
     last = int(np.flatnonzero(p)[-1])
     losses = np.linspace(math.log(z[first]), math.log(z[last]), _LOSSES)
     grid = np.exp(losses)
@@ -505,7 +464,11 @@ def _merged(z: Array, mass: Array) -> AtomicLoss | None:
     if not p.any():
         return None
     grown = np.cumsum(p)
+<<<<<<< HEAD
+    first = max(int(np.searchsorted(grown, HARMLESS)), 1)
+=======
     first = max(int(np.searchsorted(grown, _HARMLESS)), 1)
+>>>>>>> 6db5ea6e96a5d52004658369b72eb441ab5f58fc
     last = int(np.flatnonzero(p)[-1])
     ends = np.linspace(math.log(z[first]), math.log(z[last]), _LOSSES)
     index = np.searchsorted(ends, np.log(np.maximum(z, z[first])))

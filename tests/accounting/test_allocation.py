@@ -6,8 +6,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from accounting.allocation import _hull, _lowered, _step, _up, allocation_losses
+from accounting.allocation import allocation_losses
 from accounting.events import GaussianEvent, RandomAllocationEvent
+from accounting.linear_grid import _hull, lowered_dots, spread_up, step_of
 from accounting.pld import PldAccountant
 from accounting.relations import NeighboringRelation
 
@@ -139,9 +140,9 @@ def test_tiny_delta_is_answered() -> None:
 @pytest.mark.parametrize(("noise", "h"), [(1.0, 0.05), (2.0, 0.01), (0.5, 3.0)])
 def test_one_term_is_enclosed_at_every_point(noise, h) -> None:
     """E(W - x)+ is the price of a call option, on the grid and between its points."""
-    step = _step(noise, h, 400)
+    step = step_of(noise, h, 400)
     top = float(step.points[-1])
-    upper, lower = _up(step), _lowered(step)
+    upper, lower = spread_up(step), lowered_dots(step)
     assert lower.any()
     with mpmath.workdps(30):
 
