@@ -110,7 +110,7 @@ class Crossing:
             previous, previous_ratio = dose, ratio
             if is_within:
                 growth = most_growth if ratio <= 0 else 1.1 / ratio
-                dose *= min(max(growth, 2.0), most_growth)
+                dose *= min(max(growth, 1.25), most_growth)
             else:
                 dose /= min(max(ratio, 1.5), 16.0)
             dose = min(max(float(round(dose)) if is_whole else dose, least), most)
