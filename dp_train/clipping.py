@@ -58,14 +58,14 @@ def per_example_norms(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     return tf.sqrt(tf.add_n(squares))
 
 
-def clip_factors(norms: tf.Tensor, l2_norm_clip: float) -> tf.Tensor:
+def clip_factors(norms: tf.Tensor, l2_norm_clip: float | tf.Tensor) -> tf.Tensor:
     """Factor that brings each example's gradient to norm at most l2_norm_clip.
 
         factor_b = min(1, C / ||g_b||)      Abadi et al. 2016 (arXiv:1607.00133), Alg. 1
 
     Args:
         norms: [b] l2 norms, >= 0, any float dtype.
-        l2_norm_clip: C > 0, in units of the gradient.
+        l2_norm_clip: C > 0, in units of the gradient; a scalar tensor is not checked.
 
     Returns:
         [b] factors in [0, 1], dtype of norms.
@@ -77,7 +77,11 @@ def clip_factors(norms: tf.Tensor, l2_norm_clip: float) -> tf.Tensor:
     Raises:
         ValueError: l2_norm_clip is not positive and finite.
     """
-    clip = tf.constant(check_l2_norm_clip(l2_norm_clip), norms.dtype)
+    clip = (
+        tf.cast(l2_norm_clip, norms.dtype)
+        if tf.is_tensor(l2_norm_clip)
+        else tf.constant(check_l2_norm_clip(l2_norm_clip), norms.dtype)
+    )
     is_small = norms <= clip
     safe_norms = tf.where(is_small, clip, norms)
     factors = tf.where(is_small, tf.ones_like(norms), clip / safe_norms)
