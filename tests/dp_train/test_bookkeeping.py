@@ -424,7 +424,7 @@ def faulty(change):
 
 
 FAULTS = {
-    "norms 5 % too small": lambda s, c: [1.05 * t if c < 1 else t for t in s],
+    "norms 5 % too small": lambda s, c: [tf.where(c < 1, 1.05, 1.0) * t for t in s],
     "one variable twice": lambda s, c: [s[0], 2 * s[1], *s[2:]],
     "one variable lost": lambda s, c: [*s[:-1], 0 * s[-1]],
     "NaN": lambda s, c: [*s[:-1], s[-1] + np.nan],
