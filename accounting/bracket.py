@@ -176,6 +176,10 @@ def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bou
     return Bounds(lower, estimate, upper, is_narrow)
 
 
+# Losses on such a grid say nothing, and e^step must stay a number: delta is near 1.
+_LONGEST = 100.0
+
+
 class _Search:
     """Bounds on the answer for one ordered pair of datasets, narrowed step by step."""
 
@@ -290,6 +294,8 @@ class _Search:
         step = max(step, widest / _MOST_CELLS)
         step = self._fitted(step)
         while True:
+            if step > _LONGEST:
+                return 0.0, math.inf, step
             pairs = [
                 grid.laws(loss, self._grid(loss, ends, step))
                 for (loss, _), ends in zip(self.terms, self.ranges, strict=True)

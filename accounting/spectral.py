@@ -43,6 +43,8 @@ _LEAST_ORDER, _MOST_ORDER = 1e-5, 1e9
 _COARSE, _FINE = 90, 33
 # Losses x frequencies that one value may cost.
 _MOST_WORK = 2_000_000
+# Orders x nodes in memory at once: 4 MB an array.
+_MOST_CELLS = 1 << 19
 _MOST_FREQUENCIES = 4096
 _TOLERANCE = 1e-9
 
@@ -362,6 +364,13 @@ def tilted(nodes: Nodes, order: float) -> Array:
 
 def _log_moments(nodes: Nodes, t: Array) -> Array:
     """ln E_P[e^{t L}] at each t, precise where it is near 0 and where it is large."""
+    rows = max(1, _MOST_CELLS // len(nodes.loss))
+    parts = [_some_log_moments(nodes, t[i : i + rows]) for i in range(0, len(t), rows)]
+    return np.concatenate(parts)
+
+
+def _some_log_moments(nodes: Nodes, t: Array) -> Array:
+    """The same with all orders x nodes in memory at once."""
     grown = np.multiply.outer(t, nodes.loss)
     peak = grown.max(axis=1)
     result = np.empty_like(t)

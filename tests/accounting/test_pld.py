@@ -336,3 +336,9 @@ def test_bracket_is_as_narrow_as_asked_for() -> None:
 def test_width_out_of_range_is_refused(width) -> None:
     with pytest.raises(ValueError, match="Pass for example 1e-3"):
         PldAccountant(relative_width=width)
+
+
+def test_delta_so_near_one_that_no_grid_reaches_it_is_bounded_by_one():
+    accountant = PldAccountant(ADD).compose(sampled(0.4643, 107.6), 9_448_681)
+    bounds = accountant.delta(0.094)
+    assert 0.99 < bounds.estimate <= bounds.upper == 1
