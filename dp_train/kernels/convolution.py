@@ -14,7 +14,7 @@ import tensorflow as tf
 from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
 
 _FEW_CHANNELS = 4
-"""Below this an identity kernel builds patches faster than a gather does."""
+"""Below this a gather of single pixels would move too few numbers at a time."""
 
 
 def convolution(
@@ -31,6 +31,8 @@ def convolution(
         batch: number of examples.
     """
     *window, width, outputs = shape = op.inputs[1].shape
+    if len(window) == 2 and op.inputs[0].shape[-1] == width < _FEW_CHANNELS:
+        return _of_few_channels(op, cotangent, batch)
     patches = _patches(op, op.inputs[0], shape, batch)
     groups = op.inputs[0].shape[-1] // width
     if groups == 1:
@@ -44,6 +46,35 @@ def convolution(
         )
         gradients = tf.einsum("bpkgc,bpgo->bkcgo", grouped, cotangent)
     return _kept(gradients, patches, shape, batch)
+
+
+def _of_few_channels(op: tf.Operation, cotangent: tf.Tensor, batch: tf.Tensor) -> Kept:
+    """The same for Conv2D, patches in two moves.
+
+    A convolution by an identity of the window's height makes its rows channels, then a
+    gather takes `height * channels` numbers at a time. At 250 x 28 x 28 x 1, window 8,
+    that took 1.9 ms; an identity of the whole window 2.4, a gather of pixels 7.7.
+    """
+    height, width, channels, outputs = shape = op.inputs[1].shape
+    x, (strides, padding) = op.inputs[0], _checked(op, op.inputs[0])
+    entries = height * channels
+    identity = np.eye(entries, dtype=np.float32).reshape(height, 1, channels, entries)
+    tall = tf.nn.conv2d(
+        x, tf.cast(identity, x.dtype), [1, strides[1], 1, 1], padding.decode()
+    )
+    columns = _windows(x.shape[2], width, strides[2], padding)
+    if (columns < 0).any():
+        tall = tf.pad(tall, [[0, 0], [0, 0], [0, 1], [0, 0]])
+    places = np.where(columns < 0, x.shape[2], columns).reshape(-1)
+    patches = tf.gather(tall, places.astype(np.int32), axis=2)
+    positions = tall.shape[1] * len(columns)
+    patches = tf.reshape(patches, tf.stack([batch, positions, width * entries]))
+    cotangent = tf.reshape(cotangent, tf.stack([batch, positions, outputs]))
+    gradients = tf.matmul(cotangent, patches, transpose_a=True)
+    gradients = tf.reshape(
+        gradients, tf.stack([batch, outputs, width, height, channels])
+    )
+    return _kept(tf.transpose(gradients, [0, 3, 2, 4, 1]), patches, shape, batch)
 
 
 def transposed(
@@ -94,19 +125,8 @@ def _patches(
     """
     spatial = x.shape.rank - 2
     window, sizes, channels = list(window)[:spatial], x.shape[1:-1], x.shape[-1]
-    strides, padding = op.get_attr("strides"), op.get_attr("padding")
-    is_channels_last = op.get_attr("data_format") in (b"NHWC", b"NDHWC")
-    if not is_channels_last or set(op.get_attr("dilations")) != {1}:
-        raise UnsupportedSiteError(f"{op.type} with channels first or dilation")
-    if padding not in (b"SAME", b"VALID") or not x.shape[1:].is_fully_defined():
-        raise UnsupportedSiteError(f"{op.type} with explicit padding or unknown sizes")
+    strides, padding = _checked(op, x)
     entries = math.prod(window) * channels
-    if channels < _FEW_CHANNELS and spatial == 2:
-        identity = np.eye(entries, dtype=np.float32)
-        kernel = identity.reshape(*window, channels, -1)
-        found = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides, padding.decode())
-        positions = math.prod(found.shape[1:-1])
-        return tf.reshape(found, tf.stack([batch, positions, entries]))
     # [positions..., window...] places in the flattened spatial axes; behind the last
     # stands the padding: a row of zeros.
     places: np.ndarray = np.zeros((1,) * (2 * spatial), np.int64)
@@ -125,6 +145,17 @@ def _patches(
     found = tf.gather(pixels, places.reshape(-1).astype(np.int32), axis=1)
     positions = math.prod(places.shape[:spatial])
     return tf.reshape(found, tf.stack([batch, positions, entries]))
+
+
+def _checked(op: tf.Operation, x: tf.Tensor) -> tuple[list[int], bytes]:
+    """Strides and padding of a convolution that looks at x, if a kernel knows it."""
+    strides, padding = op.get_attr("strides"), op.get_attr("padding")
+    is_channels_last = op.get_attr("data_format") in (b"NHWC", b"NDHWC")
+    if not is_channels_last or set(op.get_attr("dilations")) != {1}:
+        raise UnsupportedSiteError(f"{op.type} with channels first or dilation")
+    if padding not in (b"SAME", b"VALID") or not x.shape[1:].is_fully_defined():
+        raise UnsupportedSiteError(f"{op.type} with explicit padding or unknown sizes")
+    return strides, padding
 
 
 def _windows(size: int, window: int, stride: int, padding: bytes) -> np.ndarray:
