@@ -113,7 +113,10 @@ class Crossing:
                 dose *= min(max(growth, 1.25), most_growth)
             else:
                 dose /= min(max(ratio, 1.5), 16.0)
-            dose = min(max(float(round(dose)) if is_whole else dose, least), most)
+            if is_whole:
+                # At least one, which a factor near 1 would round away.
+                dose = float(math.ceil(dose) if is_within else math.floor(dose))
+            dose = min(max(dose, least), most)
             if dose == previous:
                 return dose if is_within else None
             ratio = self.ratio(dose)

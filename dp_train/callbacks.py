@@ -155,8 +155,8 @@ class _Reading:
     """
 
     # Seconds that reading may take: at once, and as a share of the time that passed.
-    AT_ONCE = 0.25
-    SHARE = 0.006
+    AT_ONCE = 0.1
+    SHARE = 0.003
     # A slow reading, in seconds, and how much the releases grow before the next one.
     SLOW = 1e-3
     GROWTH = 1.1

@@ -274,3 +274,16 @@ def test_assert_that_the_search_looks_away_from_both_ends() -> None:
     q = calibrate.sampling_probability(1.0, 1e-6, 1.0, 1000, accountant=Watching)
     assert q / 20 < min(seen) <= max(seen) < 20 * q
     assert len(seen) < 30
+
+
+@pytest.mark.parametrize("spent_before", [0, 1, 2])
+def test_few_steps_are_counted_to_the_last_one(spent_before) -> None:
+    event = sampled(0.1, 1.0)
+    spent = Ledger()
+    for _ in range(spent_before):
+        spent.charge(event, l2_norm_clip=1.0, noise_source="test")
+    for count in range(1, 14):
+        accountant = DefaultAccountant(ADD)
+        upper = accountant.compose(event, count).epsilon(1e-5).upper
+        found = calibrate.steps(upper * (1 + 1e-9), 1e-5, event, spent=spent)
+        assert found == max(0, count - spent_before)
