@@ -20,9 +20,20 @@ from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
+from tensorflow.python.framework import ops
 from tensorflow.python.ops.parallel_for import pfor
 
-_WRITES = ("Assign", "ResourceScatter", "ResourceApply")
+_WRITES = (
+    "Assign",
+    "LookupTableImport",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+    "ResourceStridedSliceAssign",
+)
+"""First letters of the ops that change state."""
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -101,6 +112,10 @@ def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
     while frame is not None:
         if frame.f_code is keras.Model.train_step.__code__:
             found = frame.f_locals
+            model = found["self"]
+            is_own = type(model).train_step is not keras.Model.train_step
+            if is_own or "train_step" in vars(model):
+                return None
             rows = tuple(found[name] for name in ("x", "y", "sample_weight"))
             return found["self"], rows, found["y_pred"]
         frame = frame.f_back
@@ -113,6 +128,28 @@ def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
     inside = [i for outside, i in graph.captures if outside is handle]
     consumers = [op for placeholder in inside for op in placeholder.consumers()]
     return [op.outputs[0] for op in consumers if op.type == "ReadVariableOp"]
+
+
+def has_foreign_gradient(op: Any) -> bool:
+    """Whether a gradient was registered for the op that is not TensorFlow's or Keras's.
+
+    tf.custom_gradient and overridden gradients leave a name on the op; the functions
+    behind it say where they are from.
+    """
+    name = op.node_def.attr["_gradient_op_type"].s.decode()
+    if not name:
+        return False
+    found: set[str] = set()
+    waiting: list[Any] = [ops.gradient_registry.lookup(name)]
+    seen: set[int] = set()
+    while waiting:
+        function = waiting.pop()
+        if id(function) in seen or not hasattr(function, "__closure__"):
+            continue
+        seen.add(id(function))
+        found.add(function.__module__ or "")
+        waiting += [cell.cell_contents for cell in function.__closure__ or ()]
+    return any(not m.startswith(("tensorflow.", "keras.")) for m in found)
 
 
 def written_handles(graph: Any) -> list[Any]:
@@ -157,6 +194,12 @@ def with_unknown_axes(model: keras.Model, rows: Any) -> Any:
 def optimizer_of_build(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The trainable variables that the optimizer was built for."""
     return list(optimizer._trainable_variables)
+
+
+def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether optimizer and learning rate are Keras's own: XLA can compile those."""
+    parts = (optimizer, optimizer._learning_rate)
+    return all(type(part).__module__.startswith("keras.") for part in parts)
 
 
 def get_mask(tensor: Any) -> Any:

@@ -34,7 +34,7 @@ from dp_train.kernels.contribution import (
     UnsupportedSiteError,
     together,
 )
-from dp_train.kernels.registry import KERNELS
+from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
 
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
@@ -111,7 +111,12 @@ def clipped_sum_of_call(
     traced = _PerExample(
         losses, reads, tensors(rows[0]), kinds, separation.ancestors(predictions)
     )
-    return traced.clipped_sum(l2_norm_clip, None)
+    # Rows of weight 0 are no examples: they fill up batches of less than two.
+    weights = [tf.reshape(w, [tf.shape(w)[0], -1]) for w in tensors(rows[2])]
+    is_real = None
+    if weights:
+        is_real = tf.reduce_any(tf.concat([tf.not_equal(w, 0) for w in weights], 1), 1)
+    return traced.clipped_sum(l2_norm_clip, is_real)
 
 
 def _norms(contributions: list[Contribution]) -> tf.Tensor:
@@ -217,7 +222,7 @@ class _PerExample:
             forward: ids of the ops of the forward pass; None: all.
             alone: calls that were mapped over examples.
         """
-        batch = tf.shape(losses)[0]
+        batch = self._batch = tf.shape(losses)[0]
         self._weights = [weight for weight, *_ in reads]
         with_data = _ops_with_data(data)
         found = [
@@ -238,12 +243,19 @@ class _PerExample:
             [s for s in sites if id(s.op.outputs[0]) in cotangents] for sites in found
         ]
         for site in (s for sites in reached for s in sites):
-            found_kinds = [kinds.get(id(t)) for t in site.op.inputs]
-            if any(isinstance(k, separation.Examples) and k.axis for k in found_kinds):
+            of_inputs = [kinds.get(id(t)) for t in site.op.inputs]
+            examples = [k for k in of_inputs if isinstance(k, separation.Examples)]
+            if any(k.axis for k in examples):
                 raise UnsupportedSiteError(
                     f"{site.op.type} reads examples that lie along another axis than "
                     "the first",
                     site.op,
+                )
+            if site.op.type in ONE_ROW_AN_EXAMPLE and any(
+                k.blocks != 1 for k in examples
+            ):
+                raise UnsupportedSiteError(
+                    f"{site.op.type} reads several rows of each example", site.op
                 )
         from_calls = [call.contributions(cotangents) for call in alone]
         self.sites = [[s.op.type for s in sites] for sites in reached]
@@ -270,7 +282,8 @@ class _PerExample:
         reached = [c for c in self.contributions if c is not None]
         if not reached:
             raise UnsupportedSiteError("the loss reaches no weight")
-        norms = _norms(reached)
+        # Not one norm a position: each example has one.
+        norms = tf.reshape(_norms(reached), tf.reshape(self._batch, [1]))
         factors = clipping.clip_factors(norms, l2_norm_clip)
         is_finite = keeps = tf.math.is_finite(norms)
         if is_real is not None:
@@ -345,6 +358,8 @@ def _forward(
 def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     """[b] the model's own loss on each example alone."""
     given = (*rows, y_pred, map_rows(host.get_mask, y_pred))
+    graph = tensors(y_pred)[0].graph
+    forward = {id(op) for op in graph.get_operations()}
 
     def one(elements: list[tf.Tensor]) -> tf.Tensor:
         x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
@@ -354,7 +369,23 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
         loss = host.compute_loss(objective.model, x, y, y_pred, weight)
         return tf.reduce_sum(loss)
 
-    return host.vectorized_map(one, tensors(given))
+    # Only by these may the loss reach the batch.
+    elements = [tf.identity(t) for t in tensors(given)]
+    losses = host.vectorized_map(one, elements)
+    ends = {t.op for t in elements}
+    needed = separation.ancestors([losses], map(id, ends)) - set(map(id, ends))
+    if needed & forward & _ops_with_data(tensors(rows)):
+        raise UnsupportedSiteError(
+            "the loss reads what the layers computed, other than the predictions"
+        )
+    reads = [
+        op
+        for op in graph.get_operations()
+        if id(op) in needed - forward and op.type == "ReadVariableOp"
+    ]
+    if reads:
+        raise UnsupportedSiteError("the loss reads a variable")
+    return losses
 
 
 def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:

@@ -239,7 +239,7 @@ def clipped_sum(
     """
     compute = ENGINES[engine]
     count = row_count(rows)
-    given = (rows, objective.example_keys(count))
+    given = map_rows(tf.convert_to_tensor, (rows, objective.example_keys(count)))
 
     def part(start: tf.Tensor, stop: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
         size = stop - start

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from dp_train import host
 from dp_train.kernels.contribution import UnsupportedSiteError
 
 
@@ -139,6 +140,11 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
         UnsupportedSiteError: the op may mix examples.
     """
     given = [kinds.get(id(t)) for t in op.inputs]
+    if host.has_foreign_gradient(op):
+        raise UnsupportedSiteError(
+            f"{op.type} ({op.name}) has a gradient of its own, which may mix examples",
+            op,
+        )
     if op.type == "IdentityN":
         return given
     if op.type in ("Shape", "ShapeN"):
@@ -146,7 +152,10 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     if all(kind in (SIZE, None) for kind in given):
         if op.type in _OF_SIZES:
             return [SIZE] * len(op.outputs)
-        is_of_rows = op.type in _RANDOM and op.outputs[0].shape[:1] == [None]
+        shape = op.outputs[0].shape
+        is_of_rows = (
+            op.type in _RANDOM and shape[:1] == [None] and shape[1:].is_fully_defined()
+        )
         # A value that knows the batch size would tell each example of the others.
         if is_of_rows and all(kind is None for kind in given[1:]):
             return [Examples(0, 1)]
@@ -188,11 +197,21 @@ def _rule(name: str) -> Rule | None:
     return _RULES.get(name)
 
 
-def _only(given: list[Kind | None], at: int) -> Examples | None:
-    """The kind of input `at`, if no other input holds examples."""
+def _only(
+    given: list[Kind | None], at: int, *, may_know_sizes: bool = False
+) -> Examples | None:
+    """The kind of input `at`, if no other input depends on the data.
+
+    Args:
+        given: kinds of the inputs.
+        at: place of the input.
+        may_know_sizes: others may know the batch size: only where the shape of the
+            result shows what they did.
+    """
     kind = given[at]
     others = [k for i, k in enumerate(given) if i != at]
-    is_alone = all(k in (None, SIZE) for k in others)
+    allowed = (None, SIZE) if may_know_sizes else (None,)
+    is_alone = all(k in allowed for k in others)
     return kind if isinstance(kind, Examples) and is_alone else None
 
 
@@ -224,8 +243,9 @@ def _windowed(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _transposed_convolution(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind = _only(given, 2)
-    return kind if kind and kind.axis == 0 else None
+    kind = _only(given, 2, may_know_sizes=True)
+    is_known = op.outputs[0].shape[1:].is_fully_defined()
+    return kind if kind and kind.axis == 0 and is_known else None
 
 
 def _reducing(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
@@ -281,7 +301,7 @@ def _matmul(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _reshape(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     """Examples stay whole: each has as many entries behind as before."""
-    kind = _only(given, 0)
+    kind = _only(given, 0, may_know_sizes=True)
     before, after = op.inputs[0].shape, op.outputs[0].shape
     if kind is None or kind.axis != 0 or after.rank is None or after.rank < 1:
         return None

@@ -14,6 +14,12 @@ from dp_train.kernels.matmul import matmul
 
 Kernel = Callable[[tf.Operation, int, tf.Tensor, tf.Tensor], Contribution]
 
+ONE_ROW_AN_EXAMPLE = frozenset(
+    """AddV2 BiasAdd Conv2D Conv2DBackpropInput Conv3D DepthwiseConv2dNative Mul
+    Sub""".split()
+)
+"""Ops whose kernel takes each row of the first axis for an example."""
+
 KERNELS: dict[str, Kernel] = {
     "MatMul": matmul,
     "BatchMatMulV2": matmul,

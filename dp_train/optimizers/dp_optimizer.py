@@ -201,7 +201,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         An update alone reads and writes the weights several times; XLA does it once.
         """
         numbers = sum(int(np.prod(g.shape, dtype=np.int64)) for g in gradients)
-        is_known = type(self.inner_optimizer).__module__.startswith("keras.")
+        is_known = host.is_of_keras(self.inner_optimizer)
         is_graph = not tf.executing_eagerly()
         return is_graph and is_known and numbers >= _FUSED_FROM
 
@@ -229,8 +229,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
         variables = list(trainable_variables or host.optimizer_of_build(self))
         if self.target_epsilon is not None:
             self._known_noise_multiplier()
-        if self.account.ledger is not self.ledger:
-            self.account = Account(self.ledger, self.account.sampling)
+        self._warn_of_missing_noise()
+        # One account for good: a traced step keeps it.
+        self.account.ledger = self.ledger
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
         clipped_sum, batch = clipped_sum_in_fit(
@@ -240,6 +241,15 @@ class DPOptimizer(keras.optimizers.Optimizer):
             self.build(variables)
         with tf.control_dependencies([batch]):
             self.release(clipped_sum)
+
+    def _warn_of_missing_noise(self) -> None:
+        if self.noise_multiplier == 0:
+            warnings.warn(
+                "noise_multiplier=0 clips gradients but adds no noise: epsilon is "
+                "infinity. Use it to debug or to compare, never for private data.",
+                PrivacyWarning,
+                stacklevel=6,
+            )
 
     def sample_by(self, sampling: Sampling) -> None:
         """From now on plain fit is fed by a loader that draws as `sampling` says.
@@ -258,7 +268,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "expected_batch_size out of the optimizer."
             )
         self.expected_batch_size = size
-        self.account = Account(self.ledger, sampling)
+        self.account.sampling = sampling
 
     # ------------------------------------------------------------------- the budget
 
@@ -281,13 +291,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """
         self.ledger = ledger
         if self.target_epsilon is None or self.target_delta is None:
-            if self.noise_multiplier == 0:
-                warnings.warn(
-                    "noise_multiplier=0 clips gradients but adds no noise: epsilon is "
-                    "infinity. Use it to debug or to compare, never for private data.",
-                    PrivacyWarning,
-                    stacklevel=5,
-                )
+            self._warn_of_missing_noise()
             return None
         if planned_steps is None:
             raise ValueError(

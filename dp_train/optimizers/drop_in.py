@@ -21,6 +21,7 @@ from dp_train.gradients.objective import (
     check_losses,
     data_free_gradients,
 )
+from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.values import Account, ClippedSum
@@ -86,6 +87,10 @@ def _graph() -> Any:
     return tf.compat.v1.get_default_graph()
 
 
+def _reads(variable: keras.Variable) -> list[tf.Operation]:
+    return [t.op for t in host.reads_of(variable, _graph())]
+
+
 def _not_read(variable: keras.Variable) -> tf.Tensor:
     """A value that nothing reads, for a variable that the step does not read."""
     return tf.identity(tf.convert_to_tensor(variable.value))
@@ -116,6 +121,10 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
         n for n in host.variable_writes(_graph()) if not n.endswith("cond/Assign")
     ]
     is_hidden = len(writes) > len(written)
+    forward = ancestors(tensors(y_pred))
+    read = [op for v in metrics for op in _reads(v) if id(op) in forward]
+    if read or any(v is w for v in metrics for w in model.weights):
+        _refuse("a metric is part of the forward pass, or has a weight of the model")
     if is_hidden or any(id(handle) not in allowed for handle in written):
         names = {id(v.value.handle): v.path for v in model.variables}
         found = [

@@ -317,7 +317,10 @@ def test_shuffled_batches_cost_one_release_a_pass_without_sampling(
     relation = NeighboringRelation.ZERO_OUT
     bounds = make(relation).compose(GaussianEvent(1.1), 61).epsilon(1e-5)
     assert result["epsilon"]["upper"] == bounds.upper
-    assert result["epsilon"]["lower"] < result["epsilon"]["upper"]
+    # 234 batches of 256 leave some of 60,000 examples out, which is safer for them.
+    assert result["epsilon"]["lower"] == 0
+    whole = answer(capsys, **zero_out, N="59904")["epsilon"]
+    assert (whole["lower"] > 2) == (accountant == "pld")
     assert "no_tight_bound" in ids(result) and "shuffling" not in ids(result)
     replaced = answer(capsys, **zero_out | {"relation": "replace_one"})
     assert replaced["epsilon"]["upper"] > result["epsilon"]["upper"]
@@ -572,7 +575,7 @@ def test_each_sampling_is_accounted_as_its_own_event(
 
 
 def test_shuffling_is_at_least_what_random_allocation_attains(capsys) -> None:
-    options = {"sampling": "shuffle", "relation": "zero_out"}
+    options = {"sampling": "shuffle", "relation": "zero_out", "N": "59904"}
     epsilon = answer(capsys, **options)["epsilon"]
     # 60 whole passes of 234 steps, and a 61st that counts from above only.
     event = RandomAllocationEvent(234, GaussianEvent(1.1))

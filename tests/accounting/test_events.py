@@ -221,3 +221,12 @@ def test_bounds_out_of_order_are_refused() -> None:
     for values in [(2.0, 1.0, 3.0), (0.0, 2.0, 1.0), (0.0, math.nan, 1.0)]:
         with pytest.raises(ValueError, match="Pass them in order"):
             Bounds(*values, converged=True)
+
+
+@pytest.mark.parametrize("name", ["sensitivities", "probabilities"])
+def test_mixture_of_a_lone_number_is_refused(name) -> None:
+    values = {"sensitivities": [1.0], "probabilities": [1.0], name: 5}
+    with pytest.raises(ValueError, match="Pass two tuples"):
+        event_from_dict(
+            {"type": "MixtureOfGaussiansEvent", "noise_multiplier": 1.0, **values}
+        )

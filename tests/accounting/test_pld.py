@@ -342,3 +342,9 @@ def test_delta_so_near_one_that_no_grid_reaches_it_is_bounded_by_one():
     accountant = PldAccountant(ADD).compose(sampled(0.4643, 107.6), 9_448_681)
     bounds = accountant.delta(0.094)
     assert 0.99 < bounds.estimate <= bounds.upper == 1
+
+
+def test_delta_of_unlike_terms_that_no_grid_reaches_is_bounded_by_one():
+    accountant = PldAccountant(NeighboringRelation.ZERO_OUT)
+    accountant.compose(sampled(0.95, 64.7), 2).compose(GaussianEvent(46.7), 10**7)
+    assert accountant.delta(0.29).upper == 1

@@ -205,3 +205,12 @@ def test_matplotlib_is_not_loaded_with_the_package() -> None:
     ).stdout.split()
     assert "accounting.plots" in loaded
     assert not any(name.startswith("matplotlib") for name in loaded)
+
+
+@pytest.mark.parametrize("count", [280, 300, 400])
+def test_gaussian_covers_epsilons_whose_exponential_is_no_number(count) -> None:
+    # mu of the composition is 2 sqrt(count); without the delta it would be exact.
+    found = tradeoff.gaussian(PldAccountant().compose(GaussianEvent(0.5), count), 1e-6)
+    mu = 2 * math.sqrt(count)
+    assert mu <= found.mu <= 1.03 * mu
+    assert 0 <= found.regret <= 1

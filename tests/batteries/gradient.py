@@ -202,8 +202,8 @@ def assert_training_applies_the_clipped_sum(
 def assert_result_does_not_depend_on_microbatch_size(name: str, engine: str) -> None:
     """The clipped sum is the reference whatever rows share a microbatch.
 
-    Seven rows in chunks of 1, 3 (the last one padded), 16 (one chunk, padded), and
-    in one chunk that fits.
+    Seven rows in chunks of 1 (each padded to two rows), of at most 3, of at most 16
+    (one chunk), and in one chunk that fits.
     """
     for microbatch_size in ("auto", 1, 3, 16):
         assert_clipped_sum_equals_the_loop(

@@ -15,8 +15,8 @@ import numpy as np
 
 import dp_train
 from accounting import (
+    DefaultAccountant,
     PoissonSampledEvent,
-    RdpAccountant,
     UnverifiedSamplingEvent,
 )
 from tests.batteries.training import private
@@ -234,7 +234,7 @@ def assert_the_budget_holds(steps_per_execution: int) -> None:
     target = 7.0
     _fit(model, dp_train.BudgetStop(target, DELTA), steps=200)
     _assert_charged(model, _updates(model))
-    accountant = RdpAccountant(model.privacy_ledger.supported_relation())
+    accountant = DefaultAccountant(model.privacy_ledger.supported_relation())
     spent = accountant.compose_ledger(model.privacy_ledger).epsilon(DELTA).upper
     assert spent <= target, f"epsilon {spent:.3f} was spent of a target of {target}."
     assert model.privacy_ledger.total < 200, "The budget was never reached."

@@ -178,6 +178,38 @@ def test_one_example_moves_the_weights_by_at_most_the_clip():
     assert 0.29 < distance <= 0.3 * (1 + 1e-5)
 
 
+def test_a_second_loader_or_fit_is_accounted_as_itself():
+    x, y, _ = data((5,), None)
+    optimizer = sgd()
+    model = dense()
+    model.compile(optimizer, CASES["mean"][2])
+    for population in (ROWS, ROWS, 6):
+        loader = dp_train.PoissonLoader(x[:population], y[:population], batch_size=3)
+        model.fit(loader.dataset_for(optimizer), shuffle=False, verbose=0)
+    counts = {r.event.sampling_probability: r.count for r in optimizer.ledger.releases}
+    assert counts == {0.25: 8, 0.5: 2}
+
+
+def test_rows_that_fill_up_a_small_batch_are_no_examples():
+    x, y, _ = data((5,), None)
+    model = dense()
+    # This loss does not look at the weights.
+    model.compile(sgd(expected_batch_size=1), CASES["mean"][2])
+    model.compute_loss = lambda x, y, y_pred, *_, **__: keras.ops.mean(y_pred**2)
+    weights = np.zeros(ROWS, "float32")
+    batches = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(ROWS)
+    moved = change(model, lambda: model.fit(batches, shuffle=False, verbose=0))
+    assert max(np.abs(m).max() for m in moved) < 1e-6
+
+
+def test_noise_multiplier_zero_warns_in_plain_fit_too():
+    x, y, _ = data((5,), None)
+    model = dense()
+    model.compile(sgd(expected_batch_size=4, noise_multiplier=0.0), CASES["mean"][2])
+    with pytest.warns(dp_train.errors.PrivacyWarning, match="no noise"):
+        model.fit(x, y, batch_size=4, verbose=0)
+
+
 def test_training_on_other_data_than_the_loaders_is_noticed():
     x, y, _ = data((5,), None)
     optimizer = sgd()
@@ -232,6 +264,64 @@ class OwnStep(keras.Sequential):
         return {"loss": loss}
 
 
+class Folded(layers.Layer):
+    """Scales positions that are folded into the batch axis."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(5,), name="w")
+
+    def call(self, x):
+        many = keras.ops.reshape(keras.ops.stack([x] * 4, axis=1), (-1, 5))
+        return keras.ops.mean(keras.ops.reshape(many * self.w, (-1, 4, 5)), axis=1)
+
+
+@tf.custom_gradient
+def coupled_behind(x):
+    return tf.identity(x), lambda g: g + 0.5 * tf.reduce_sum(g, axis=0, keepdims=True)
+
+
+class CoupledBehind(layers.Layer):
+    """Keeps examples apart forward, and mixes their gradients."""
+
+    def call(self, x):
+        return coupled_behind(x)
+
+
+class Remembering(keras.Sequential):
+    """A loss that reads the whole batch by the way of an attribute."""
+
+    def call(self, x, training=None):
+        self.z = super().call(x)
+        return self.z
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        return keras.ops.mean(y_pred * keras.ops.sum(self.z, axis=0))
+
+
+class Penalising(keras.Sequential):
+    def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
+        weight = self.layers[-1].kernel
+        return keras.ops.mean(y_pred**2) + keras.ops.sum(weight**2)
+
+
+class Mixup(keras.Sequential):
+    def train_step(self, data):
+        x, y = data
+        return super().train_step((x + x[::-1], y))
+
+
+class Hoarding(layers.Layer):
+    """State in a metric."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = keras.metrics.Mean()
+
+    def call(self, x):
+        self.seen.update_state(x)
+        return x + self.seen.result()
+
+
 def stacked(*extra, kind=keras.Sequential):
     return kind([keras.Input((5,)), *extra, layers.Dense(3)])
 
@@ -249,6 +339,16 @@ REFUSED = {
         {},
         "another axis",
     ),
+    "positions folded into the batch": (
+        lambda: stacked(Folded()),
+        {},
+        "several rows of each example",
+    ),
+    "gradients that mix": (lambda: stacked(CoupledBehind()), {}, "gradient of its own"),
+    "loss with a side door": (lambda: stacked(kind=Remembering), {}, "loss reads what"),
+    "loss that reads a weight": (lambda: stacked(kind=Penalising), {}, "reads a varia"),
+    "mixup before train_step": (lambda: stacked(kind=Mixup), {}, "train_step of Keras"),
+    "metric in a layer": (lambda: stacked(Hoarding()), {}, "a metric is part"),
     "recurrent loop": (
         lambda: stacked(layers.Reshape((5, 1)), layers.LSTM(2)),
         {},

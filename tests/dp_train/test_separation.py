@@ -116,7 +116,36 @@ class Diagonal(layers.Layer):
         return x + tf.einsum("bi,ci->bi", x, x)
 
 
+@tf.custom_gradient
+def _coupled_behind(x):
+    return tf.identity(x), lambda g: g + 0.5 * tf.reduce_sum(g, axis=0, keepdims=True)
+
+
+class MixesGradients(layers.Layer):
+    """Only in training, which the certificate of a model with dropout does not see."""
+
+    def call(self, x, training=None):
+        return _coupled_behind(x) if training else x
+
+
+class BatchSlice(layers.Layer):
+    """The certificate's three rows and batches of one look at the same columns."""
+
+    def call(self, x):
+        count = tf.maximum(tf.shape(x)[0], 3)
+        return x + ops.mean(x[:, :count], axis=1, keepdims=True)
+
+
+class BatchSquare(layers.Layer):
+    def call(self, x):
+        size = tf.shape(x)[0]
+        return x * tf.reduce_sum(tf.ones([size, size]), axis=1, keepdims=True)
+
+
 MIXING = (
+    MixesGradients,
+    BatchSlice,
+    BatchSquare,
     FilledWithSize,
     DotsSlice,
     BatchAsWidth,
@@ -284,3 +313,37 @@ def test_layer_adapted_to_data_warns():
     model = keras.Sequential([keras.Input((4,)), normalization, layers.Dense(3)])
     with pytest.warns(dp_train.PrivacyWarning, match="public data"):
         compiled(model).fit(*data(), verbose=0)
+
+
+class StridedState(layers.Layer):
+    """State that is written through a slice."""
+
+    def build(self, shape):
+        self.state = tf.Variable(tf.zeros(shape[-1]), trainable=False)
+
+    def call(self, x):
+        self.state[:].assign(ops.mean(x, axis=0))
+        return x + self.state
+
+
+def test_state_that_is_written_through_a_slice_is_refused():
+    with pytest.raises(dp_train.NotPrivateError, match="tf.Variable"):
+        trained(private(StridedState()))
+
+
+class TakingMetric(keras.metrics.Mean):
+    """Holds a weight of the model as if it were its own."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.bias = bias
+
+    def update_state(self, y, y_pred, sample_weight=None):
+        self.bias.assign_add(ops.mean(ops.cast(y_pred, "float32"), axis=0))
+
+
+def test_metric_that_writes_into_a_weight_it_holds_is_refused():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    metric = TakingMetric(model.layers[0].bias)
+    with pytest.raises(dp_train.NotPrivateError, match="bias"):
+        trained(compiled(model, loss=loss(), metrics=[metric]))

@@ -235,10 +235,10 @@ MUTANTS = {
         "moved the sum",
     ),
     "padding counted": Mutant(
-        "The rows that fill up the last microbatch count as examples.",
+        "The rows that fill up a microbatch of one count as examples.",
         padding_counted,
         "gradient in microbatches",
-        "microbatch 3, 7 rows: off by",
+        "microbatch 1, 7 rows: off by",
     ),
     "regularizer clipped": Mutant(
         "The weight regulariser is clipped with every example.",
