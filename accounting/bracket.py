@@ -177,7 +177,7 @@ def bracket(question: Question, directions: Sequence[Terms], most: float) -> Bou
 
 
 # Losses on such a grid say nothing, and e^step must stay a number: delta is near 1.
-_LONGEST = 100.0
+_LONGEST = 4.0
 
 
 class _Search:

@@ -166,7 +166,9 @@ def _log_mean(v: Array, grown: Array) -> float:
     if peak < 1:
         return math.log1p(dot(v, np.expm1(grown, out=grown)))
     # Ends without mass do not count, and may be far away.
-    peak = float(grown[v > 0].max())
+    peak = float(grown[v > 0].max(initial=-math.inf))
+    if peak == -math.inf:
+        return peak
     grown -= peak
     np.minimum(grown, 0.0, out=grown)
     return peak + math.log(dot(v, np.exp(grown, out=grown)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from accounting.event_base import (
     Event,
@@ -128,6 +129,12 @@ class MixtureOfGaussiansEvent(Event):
         meaning = "the standard deviation of the noise in units of the sensitivities"
         value = checked_noise(self.noise_multiplier, meaning)
         object.__setattr__(self, "noise_multiplier", value)
+        for name in ("sensitivities", "probabilities"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise ValueError(
+                    f"The {name} of a mixture are {getattr(self, name)!r}. Each case"
+                    " has a sensitivity and a probability. Pass two tuples of numbers."
+                )
         sensitivities = tuple(
             checked_cost("a sensitivity", c, "how far one person moves the sum")
             for c in self.sensitivities

@@ -111,8 +111,11 @@ class Scheme:
         """For shuffling, what is released where all other examples have no gradient.
 
         Then nothing but the step in which the one example takes part is random, and
-        that is uniform: random allocation, in every whole pass.
+        that is uniform: random allocation, in every whole pass. Only where the batches
+        use up the data: left out of a pass, or in a short batch, an example is safer.
         """
+        if self.population % batch_size:
+            return None
         in_a_pass = self.steps_in_a_pass(batch_size)
         passes = steps // in_a_pass
         if self.name != "shuffle" or passes == 0:

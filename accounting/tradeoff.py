@@ -20,8 +20,9 @@ The upper bound is what may be promised.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -31,6 +32,8 @@ from accounting.pairs import Array
 from accounting.pld import PldAccountant
 
 # Steps of the ladder; a test that lies between two of them loses about 1 % of TPR.
+# e^eps is a number, and its products with probabilities are, up to here.
+_LARGEST_EXPONENT = 600.0
 _STEPS = 40
 _LEAST_DELTA = 1e-290
 # Above the rounding of sums of a few terms.
@@ -203,17 +206,47 @@ def gaussian(accountant: Accountant, delta: float) -> GaussianTradeOff:
         return GaussianTradeOff(0.0, delta, accountant.delta(0.0).upper)
     if most == math.inf:
         return GaussianTradeOff(math.inf, delta, 1.0)
-    curve = _curve_of_largest(accountant, most)
-    # delta_mu(most) = delta at the end of the ladder gives the first guess.
+    excess: Callable[[float], float]
+    regret: Callable[[float], float]
+    if most <= _LARGEST_EXPONENT:
+        curve = _curve_of_largest(accountant, most)
+        excess = functools.partial(_excess, curve)
+        regret = functools.partial(_regret, curve)
+    else:
+        steps = _Steps(accountant, most, delta)
+        excess, regret = steps.excess, steps.regret
     low, high = 0.0, 1.0
-    while _excess(curve, high) > delta:
+    while not excess(high) <= delta:
         low, high = high, 2 * high
         if high > 1e6:
             return GaussianTradeOff(math.inf, delta, 1.0)
     while high - low > 1e-5 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if _excess(curve, middle) > delta else (low, middle)
-    return GaussianTradeOff(high, delta, _regret(curve, high))
+        low, high = (low, middle) if excess(middle) <= delta else (middle, high)
+    return GaussianTradeOff(high, delta, regret(high))
+
+
+class _Steps:
+    """Both bounds on delta as steps in eps: no chords, for which e^eps is too large."""
+
+    def __init__(self, accountant: Accountant, end: float, delta: float) -> None:
+        """Args: delta is known to hold at end."""
+        self._epsilons = np.linspace(0.0, end, _STEPS)
+        bounds = [accountant.delta(float(epsilon)) for epsilon in self._epsilons]
+        self._lower = np.array([b.lower for b in bounds])
+        self._upper = np.array([b.upper for b in bounds])
+        self._upper[-1] = min(self._upper[-1], delta)
+
+    def excess(self, mu: float) -> float:
+        """Largest of delta - delta_mu: from each point to the next both fall."""
+        gaussian = _gaussian_delta(self._epsilons, mu)
+        return float(max((self._upper[:-1] - gaussian[1:]).max(), self._upper[-1]))
+
+    def regret(self, mu: float) -> float:
+        """Upper bound on sup of delta_mu - delta."""
+        gaussian = _gaussian_delta(self._epsilons, mu)
+        inside = float((gaussian[:-1] - self._lower[1:]).max())
+        return min(max(inside, float(gaussian[-1]), 0.0), 1.0)
 
 
 def _deltas(accountant: Accountant, epsilon: float) -> tuple[Bounds, ...]:
