@@ -21,7 +21,7 @@ from accounting.grid import Grid, GridLaw
 from accounting.losses import Loss
 from accounting.spectral import Point, Terms
 
-RELATIVE_WIDTH = 1e-3
+RELATIVE_WIDTH = 1e-4
 # A delta is held to the width that this is of ln delta.
 LOG_DELTA_WIDTH = 5e-3
 _MOST_CELLS = 1 << 18
@@ -222,7 +222,8 @@ class _Search:
     def narrow(self) -> None:
         """Builds grids until the bracket is narrow enough or the grid full."""
         question, point = self.question, self.point
-        tolerance = 0.7 * question.tolerance(self.guess, point)
+        share = 0.7 if point.converged else 0.4
+        tolerance = share * question.tolerance(self.guess, point)
         step = math.sqrt(8 * tolerance / (self.total * (1 + self.order)))
         self.lower, self.upper = 0.0, math.inf
         before = math.inf

@@ -43,6 +43,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,11 @@ MOST_POINTS = 1 << 21
 _ORDERS = np.array([0.5, 1.0, 2.0, 3.0, 4.2, 5.6, 8.0, 14.0])
 _OUTSIDE = 2e-6
 _CUT = 46.1  # -ln 1e-20
+# ln of the mass of an atom that is kept apart to the end.
+_HEAVY = -30.0
+# ln of a |c-hat| that is taken for 0, frequencies in a block, and what those dropped
+# come to: sqrt(N) e^-200, and with errors of f at most 10^7 sqrt(N) times as much.
+_NEGLIGIBLE, _BLOCK, _DROPPED = -200.0, 1 << 14, 1e-60
 
 Factors = Sequence[tuple[GridLaw, int]]
 
@@ -264,14 +270,20 @@ class Curve:
         return max(self.loss(low) + min(inside, self.step), 0.0)
 
 
+class _Transform(NamedTuple):
+    """Of one law: v-hat = atom + f, and ||df||_2 / sqrt(N) is at most error."""
+
+    count: int
+    atom: float
+    f: ComplexArray
+    error: float
+
+
 def _convolved(tilted: Tilted, size: int) -> tuple[Array, float]:
     """c modulo size, counted from the sum of the heaviest points; norm of its error."""
-    half = size // 2 + 1
     unit = 8 * ROUNDOFF * math.log2(size)
     log_atom = 0.0
-    growth = np.zeros(half, complex)  # g
-    log_bound, local = np.zeros(half), np.zeros(half)
-    carried: list[tuple[float, Array]] = []
+    transforms = []
     for v, (_, count) in zip(tilted.masses, tilted.factors, strict=True):
         heaviest = int(v.argmax())
         atom = float(v[heaviest])
@@ -281,36 +293,59 @@ def _convolved(tilted: Tilted, size: int) -> tuple[Array, float]:
         norm = math.sqrt(dot(folded, folded))
         f = np.fft.rfft(folded)
         del rest, folded
-        rounding = 24 * ROUNDOFF * np.abs(f)
-        f /= atom
+        transforms.append(_Transform(count, atom, f, unit * norm))
         log_atom += count * math.log(atom)
-        log_ratio = _log_one_plus(f)
-        del f
-        growth += count * log_ratio
-        largest = (
-            atom * np.exp(log_ratio.real) + rounding + unit * math.sqrt(size) * norm
-        )
-        log_bound += count * np.log(largest)
-        local += count * rounding / largest
-        carried.append((count * unit * norm, largest))
-    local += 2 * ROUNDOFF * np.abs(growth)
-    bound = np.exp(np.minimum(log_bound, 300.0), out=log_bound)
-    error = sum(norm * float((bound / largest).max()) for norm, largest in carried)
-    local *= bound
-    del bound, log_bound, carried
-    has_atom = log_atom > -30
-    if has_atom:
-        spectrum = math.exp(log_atom) * _expm1(growth)
-    else:
-        growth += log_atom
-        spectrum = np.exp(growth, out=growth)
-    local += 8 * ROUNDOFF * np.abs(spectrum)
-    error += math.sqrt(2 * dot(local, local) / size)
+    has_atom = log_atom > _HEAVY
+    spectrum = transforms[0].f
+    errors = [0.0] * len(transforms)
+    square = 0.0
+    for start in range(0, len(spectrum), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        parts = [transform.f[block] for transform in transforms]
+        largest, log_bound = _largest(transforms, parts, math.sqrt(size))
+        if not has_atom and log_bound.max() < _NEGLIGIBLE:
+            spectrum[block] = 0.0
+            continue
+        bound = np.exp(np.minimum(log_bound, 300.0))
+        growth = np.zeros(len(bound), complex)  # g
+        local = np.zeros(len(bound))
+        for i, (transform, f) in enumerate(zip(transforms, parts, strict=True)):
+            count, most = transform.count, float((bound / largest[i]).max())
+            errors[i] = max(errors[i], count * transform.error * most)
+            local += count * 24 * ROUNDOFF * np.abs(f) / largest[i]
+            growth += count * _log_one_plus(f / transform.atom)
+        local += 2 * ROUNDOFF * np.abs(growth)
+        local *= bound
+        if has_atom:
+            part = math.exp(log_atom) * _expm1(growth)
+        else:
+            part = np.exp(growth + log_atom)
+        local += 8 * ROUNDOFF * np.abs(part)
+        square += dot(local, local)
+        spectrum[block] = part
+    del transforms
     c = np.fft.irfft(spectrum, size)
+    error = sum(errors) + math.sqrt(2 * square / size)
     error += unit * math.sqrt(dot(c, c))
     if has_atom:
         c[0] += math.exp(log_atom)
-    return c, error * (1 + 1e-6) + 1e-300
+    return c, error * (1 + 1e-6) + _DROPPED
+
+
+def _largest(
+    transforms: Sequence[_Transform], parts: Sequence[ComplexArray], root: float
+) -> tuple[list[Array], Array]:
+    """V of each law at some frequencies, and sum T ln V."""
+    largest = []
+    log_bound = np.zeros(len(parts[0]))
+    for (count, atom, _, error), f in zip(transforms, parts, strict=True):
+        x = f.real + atom
+        bound = np.sqrt(x * x + f.imag * f.imag)
+        bound += 24 * ROUNDOFF * (bound + atom)
+        bound += root * error
+        largest.append(bound)
+        log_bound += count * np.log(bound)
+    return largest, log_bound
 
 
 def _log_one_plus(f: ComplexArray) -> ComplexArray:

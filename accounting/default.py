@@ -1,12 +1,10 @@
 """The accountant that training, calibration, the report and the command use if none is
 named.
 
-Both bounds on epsilon, from the law of the privacy loss, a ten-thousandth apart where
-the grid allows it: so much more noise than needed is what the certificate costs.
+Both bounds on epsilon, from the law of the privacy loss: how far they are apart is what
+the certificate costs in noise.
 """
-
-import functools
 
 from accounting.pld import PldAccountant
 
-DefaultAccountant = functools.partial(PldAccountant, relative_width=1e-4)
+DefaultAccountant = PldAccountant

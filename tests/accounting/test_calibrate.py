@@ -1,5 +1,6 @@
 """Calibration: the safe side, close to the best, and the refusals."""
 
+import functools
 import math
 
 import pytest
@@ -188,7 +189,10 @@ def test_noise_by_the_law_of_the_loss_is_safe_and_near_the_best(
 
 def test_steps_by_the_law_of_the_loss_are_more_than_by_renyi() -> None:
     event = sampled(0.01, 1.1)
-    for make in (DefaultAccountant, PldAccountant):
+    for make in (
+        functools.partial(PldAccountant, relative_width=1e-3),
+        DefaultAccountant,
+    ):
         count = calibrate.steps(3.0, 1e-5, event, accountant=make)
         assert make().compose(event, count).epsilon(1e-5).upper <= 3.0
         assert make().compose(event, count + 1).epsilon(1e-5).upper > 3.0
