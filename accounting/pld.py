@@ -49,7 +49,9 @@ _SPILLED = 1e-4
 _HARDLY = 1e-3
 _NEVER = 1e-300
 # Width of the brackets whose estimates are shown after every step.
-_RUNNING_WIDTH = 1e-3
+_RUNNING_WIDTH = 3e-3
+# Ratio of the counts between which such estimates are interpolated.
+_RUNG = 1.25
 
 
 @final
@@ -97,8 +99,8 @@ class PldAccountant(ComposingAccountant):
         """Epsilon at delta, fast enough to be read after every step of a training.
 
         The point value on frequencies that are kept while the counts double. Where that
-        is not to be trusted, the estimates for counts 10 % apart, each computed once,
-        and between them the straight line. For a promise read `epsilon`.
+        is not to be trusted, the estimates for counts a quarter apart, each computed
+        once, and a power of the count between them. For a promise read `epsilon`.
 
         Raises:
             ValueError: delta outside (0, 1).
@@ -127,9 +129,11 @@ class PldAccountant(ComposingAccountant):
             ).estimate
             for ends in zip(*rungs, strict=True)
         )
-        done = sum(counts) - sum(first for first, _ in rungs)
-        width = sum(last - first for first, last in rungs)
-        return low + (high - low) * done / max(width, 1)
+        first, last = (sum(ends) for ends in zip(*rungs, strict=True))
+        share = math.log(sum(counts) / first) / max(math.log(last / first), _NEVER)
+        if low == 0:
+            return high * share
+        return float(low * (high / low) ** share)
 
     def deltas(self, epsilon: float) -> tuple[Bounds, ...]:
         """Delta at epsilon for each ordered pair of datasets; `delta` is their maximum.
@@ -179,14 +183,17 @@ def _running(
 
 
 def _rungs(count: int) -> tuple[int, int]:
-    """Neighbors of a count on a ladder of whole numbers whose rungs are 10 % apart."""
-    rung = math.floor(math.log(count) / math.log(1.1))
-    while math.ceil(1.1**rung) > count:
+    """Neighbors of a count on a ladder of whole numbers, each a quarter above the last.
+
+    They are 2, 3, 4, 5, 7, ...: rounded up.
+    """
+    rung = math.floor(math.log(count) / math.log(_RUNG))
+    while math.ceil(_RUNG**rung) > count:
         rung -= 1
-    while math.ceil(1.1 ** (rung + 1)) <= count:
+    while math.ceil(_RUNG ** (rung + 1)) <= count:
         rung += 1
-    first = math.ceil(1.1**rung)
-    return first, count if first == count else math.ceil(1.1 ** (rung + 1))
+    first = math.ceil(_RUNG**rung)
+    return first, count if first == count else math.ceil(_RUNG ** (rung + 1))
 
 
 def _sorted(composition: Composition) -> Composition:

@@ -59,8 +59,8 @@ class EpsilonLogger(_PrivacyCallback):
     the scalar "privacy/epsilon" against the number of releases; TensorBoard need not be
     installed for that.
 
-    Reading takes some 30 microseconds a step. Where an estimate takes longer, the
-    batches between two continue the curve of earlier ones, which errs upward.
+    Epsilon is computed whenever the releases have grown by a hundredth, or a tenth where
+    that takes long. Batches in between continue the curve, which errs upward.
 
     Args:
         delta: in (0, 1), well below 1 / examples.
@@ -157,9 +157,11 @@ class _Reading:
     # Seconds that reading may take: at once, and as a share of the time that passed.
     AT_ONCE = 0.1
     SHARE = 0.003
-    # A slow reading, in seconds, and how much the releases grow before the next one.
+    # How much the releases grow before the next reading, and where one is slow, which
+    # takes so many seconds.
+    GROWTH = 1.01
     SLOW = 1e-3
-    GROWTH = 1.1
+    SLOW_GROWTH = 1.1
     POWER = 0.65
 
     def __init__(
@@ -187,7 +189,8 @@ class _Reading:
     def cheap(self, ledger: Ledger) -> float:
         """The estimate, or a continuation upward while reading takes too long."""
         total, passed = ledger.total, self._clock() - self._start
-        is_due = self._latest < self.SLOW or total >= self.GROWTH * self._last[0]
+        growth = self.GROWTH if self._latest < self.SLOW else self.SLOW_GROWTH
+        is_due = total >= growth * self._last[0]
         if is_due and self._taken <= self.AT_ONCE + self.SHARE * passed:
             return self.exact(ledger)
         (x, y), (x_last, y_last) = self._earliest, self._last

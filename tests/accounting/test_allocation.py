@@ -105,7 +105,11 @@ def test_bracket_is_narrow_and_meets_that_of_a_prototype(
     noise, epochs, low, high
 ) -> None:
     """The best published brackets are [0.8437, 0.8745] and [1.4310, 1.4935]."""
-    bounds = PldAccountant(relative_width=1e-3).compose(allocated(100, noise), epochs).epsilon(1e-6)
+    bounds = (
+        PldAccountant(relative_width=1e-3)
+        .compose(allocated(100, noise), epochs)
+        .epsilon(1e-6)
+    )
     assert bounds.converged
     assert bounds.upper - bounds.lower <= 2e-3 * bounds.upper
     assert bounds.lower <= high
@@ -114,7 +118,9 @@ def test_bracket_is_narrow_and_meets_that_of_a_prototype(
 
 @pytest.mark.parametrize("noise", [0.05, 0.25, 0.4, 0.5, 0.8])
 def test_little_noise_is_answered_and_never_above_no_amplification(noise) -> None:
-    bounds = PldAccountant(relative_width=1e-3).compose(allocated(100, noise)).epsilon(1e-6)
+    bounds = (
+        PldAccountant(relative_width=1e-3).compose(allocated(100, noise)).epsilon(1e-6)
+    )
     whole = PldAccountant().compose(GaussianEvent(noise)).epsilon(1e-6)
     assert 0 <= bounds.lower <= bounds.upper <= whole.upper
     assert bounds.converged or bounds.upper > 1.001 * bounds.lower
