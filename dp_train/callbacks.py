@@ -59,8 +59,8 @@ class EpsilonLogger(_PrivacyCallback):
     the scalar "privacy/epsilon" against the number of releases; TensorBoard need not be
     installed for that.
 
-    Epsilon is computed whenever the releases have grown by a hundredth, or a tenth where
-    that takes long. Batches in between continue the curve, which errs upward.
+    Epsilon is computed whenever the releases have grown by a hundredth, or by a tenth
+    where that takes long. Batches in between continue the curve, which errs upward.
 
     Args:
         delta: in (0, 1), well below 1 / examples.
