@@ -196,7 +196,12 @@ def _statement(options: argparse.Namespace) -> str:
             f"--ledger {options.ledger!r} cannot be read: {error.strerror}. It holds"
             " what was released. Type the path of a file that Ledger.to_json wrote."
         ) from None
-    except (UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--ledger {options.ledger!r} is not text ({error.reason}). It holds what"
+            " was released. Type the path of a file that Ledger.to_json wrote."
+        ) from None
+    except ValueError as error:
         raise UsageError(str(error)) from None
     if options.plot is not None:
         composed = ACCOUNTANTS[name](report.relation).compose_ledger(ledger)

@@ -234,7 +234,7 @@ def described(solved: Solved) -> dict[str, Any]:
         "delta": solved.delta,
         "unit": UNIT if users == 1 else f"one user with at most {users} examples",
         "relation": plan.relation.value,
-        "relation_meaning": plan.relation.description,
+        "relation_meaning": plan.relation.describe(UNIT if users == 1 else "one user"),
         "sampling": SAMPLINGS[scheme.name],
         "released": (
             "the noised sum of clipped gradients of every step, and with it all"

@@ -17,7 +17,11 @@ class NeighboringRelation(enum.Enum):
     @property
     def description(self) -> str:
         """One sentence in plain English that says what is compared."""
-        return _DESCRIPTIONS[self]
+        return self.describe("one example")
+
+    def describe(self, unit: str) -> str:
+        """The same sentence for another unit than one example."""
+        return _DESCRIPTIONS[self].format(unit=unit)
 
     def sensitivity(self, l2_norm_clip: float) -> float:
         """Largest l2 change of a sum of clipped rows between neighboring datasets.
@@ -50,15 +54,15 @@ class NeighboringRelation(enum.Enum):
 
 _DESCRIPTIONS = {
     NeighboringRelation.ADD_OR_REMOVE_ONE: (
-        "Compares training with one example to training without it, so even the"
-        " presence of an example stays uncertain."
+        "Compares training with {unit} to training without, so even the presence in the"
+        " data stays uncertain."
     ),
     NeighboringRelation.REPLACE_ONE: (
-        "Compares training with one example to training with any other example in its"
-        " place; the number of examples is treated as public."
+        "Compares training with {unit} to training with any other in the same place;"
+        " the number of examples is treated as public."
     ),
     NeighboringRelation.ZERO_OUT: (
-        "Compares training with one example to training where its place stays empty"
-        " and contributes nothing; the number of places is treated as public."
+        "Compares training with {unit} to training where that place stays empty and"
+        " contributes nothing; the number of places is treated as public."
     ),
 }
