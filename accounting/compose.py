@@ -43,7 +43,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -270,7 +269,8 @@ class Curve:
         return max(self.loss(low) + min(inside, self.step), 0.0)
 
 
-class _Transform(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Transform:
     """Of one law: v-hat = atom + f, and ||df||_2 / sqrt(N) is at most error."""
 
     count: int
@@ -338,13 +338,13 @@ def _largest(
     """V of each law at some frequencies, and sum T ln V."""
     largest = []
     log_bound = np.zeros(len(parts[0]))
-    for (count, atom, _, error), f in zip(transforms, parts, strict=True):
-        x = f.real + atom
+    for transform, f in zip(transforms, parts, strict=True):
+        x = f.real + transform.atom
         bound = np.sqrt(x * x + f.imag * f.imag)
-        bound += 24 * ROUNDOFF * (bound + atom)
-        bound += root * error
+        bound += 24 * ROUNDOFF * (bound + transform.atom)
+        bound += root * transform.error
         largest.append(bound)
-        log_bound += count * np.log(bound)
+        log_bound += transform.count * np.log(bound)
     return largest, log_bound
 
 

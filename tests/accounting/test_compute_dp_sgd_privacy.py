@@ -77,7 +77,7 @@ def test_text_says_what_the_figure_depends_on(capsys) -> None:
         "14063",
         "1.1",
         "add_or_remove_one",
-        "so even the presence of an example",
+        "so even the presence in the data",
         "Poisson",
         "must not borrow this figure",
         "between 2.381 and 2.382",
