@@ -242,8 +242,8 @@ class _Table:
         a = tilted(points, self.order)
         fine = math.isqrt(len(self.u) - 1) + 1
         coarse = -(-len(self.u) // fine)
-        v = np.asarray(self.u[0] + fine * self.du * np.arange(coarse), float)
-        w: Array = self.du * np.arange(fine)
+        w = self.du * np.arange(fine, dtype=float)
+        v = self.u[0] + fine * self.du * np.arange(coarse, dtype=float)
         change = np.zeros((coarse, fine), complex)
         for start in range(0, len(a), _NODES):
             part = slice(start, start + _NODES)
