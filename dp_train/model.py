@@ -18,6 +18,7 @@ from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.owing import Settling
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -166,7 +167,7 @@ class PrivateTraining(_Mixin):
         x, y, sample_weight = map_rows(lambda t: t[:rows], (x, y, sample_weight))
         optimizer = self.optimizer
         gradients, data_free, (losses, y_pred, masks) = clipped_sum_of(
-            self, (x, y, sample_weight), optimizer.l2_norm_clip
+            self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
         )
         clipped_sum = ClippedSum(
             gradients=tuple(gradients),
@@ -175,6 +176,7 @@ class PrivateTraining(_Mixin):
             account=state.account,
             variables=tuple(self.trainable_variables),
             data_free_gradients=tuple(data_free),
+            debtors=state.owing.debtors,
         )
 
         def release() -> tf.Tensor:
@@ -296,8 +298,11 @@ class PrivateTraining(_Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        prepare(self, example, sampling, spec)
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
+        is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
+        # A generator or a prepared CallbackList may run code between our callbacks.
+        may_owe = is_list and not fit_arguments
+        prepare(self, example, sampling, spec, may_owe)
+        if is_list:
             callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
             # Ours first: later callbacks, the bar and History then see epsilon.
             callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
@@ -308,6 +313,8 @@ class PrivateTraining(_Mixin):
             return None if planned is None else planned * max(0, epochs - first)
 
         with running(self, sampling, planned_steps) as start:
+            if self._privacy.owing.tables:
+                callbacks.insert(0, Settling(self._privacy.owing, callbacks))
             callbacks.append(_Start(start))
             return super().fit(
                 data,

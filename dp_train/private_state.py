@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from dp_train.gradients.objective import (
 )
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.owing import Owing, owing_of
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -40,6 +42,7 @@ class PrivacyState:
         self.microbatch: int | None = None
         self.plan = choose.Plan("loop", (), (), 0)
         self.functions: dict[float, Any] = {}
+        self.owing, self.may_owe = Owing(), False
         # What a fit decides lives in variables: the compiled step outlives the fit.
         self.releases = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
@@ -63,13 +66,16 @@ class PrivacyState:
 
 
 def clipped_sum_of(
-    model: Any, rows: Rows, l2_norm_clip: float
-) -> tuple[list[tf.Tensor], list[tf.Tensor | None], Outputs]:
+    model: Any, rows: Rows, l2_norm_clip: float, owing: Owing | None = None
+) -> tuple[list[Any], list[tf.Tensor | None], Outputs]:
     """Clipped sum over rows, gradients of the regularisers, and what metrics need."""
     state = model._privacy
     variables = model.trainable_variables
     alone = [layer for layer, _ in state.plan.alone]
-    objective = Objective(model, variables, state.seed_states, alone=alone)
+    tables = owing.tables if owing else ()
+    objective = Objective(
+        model, variables, state.seed_states, alone=alone, tables=tables
+    )
     gradients, outputs = choose.clipped_sum(
         state.plan.engine, objective, rows, l2_norm_clip, state.microbatch
     )
@@ -131,7 +137,13 @@ def check_ready(model: Any) -> None:
     adopt_optimizer(model)
 
 
-def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> None:
+def prepare(
+    model: Any,
+    example: Any,
+    sampling: Sampling,
+    spec: Any = None,
+    may_owe: bool = False,
+) -> None:
     """Builds and checks the model, and chooses the rows of a chunk.
 
     Args:
@@ -139,6 +151,7 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         sampling: how batches will be drawn.
         spec: the same with None for sizes that vary, where they are known.
+        may_owe: tables may owe their noise: nobody looks at weights unannounced.
     """
     state = model._privacy
     share_ledger_with_parts(model)
@@ -166,7 +179,8 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
         *map(id, model.variables),
         *((id(v), v.trainable) for v in layers),
     )
-    if state.checked != fingerprint:
+    is_new = state.checked != fingerprint
+    if is_new:
         model_checks.warn_of_adapted_layers(model)
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
@@ -190,6 +204,16 @@ def prepare(model: Any, example: Any, sampling: Sampling, spec: Any = None) -> N
         state.microbatch = microbatch
         state.functions.clear()
         model.train_function = None
+    may_owe = may_owe and state.microbatch is None
+    if is_new or state.may_owe != may_owe:
+        had_tables, state.owing, state.may_owe = state.owing.tables, Owing(), may_owe
+        if may_owe:
+            objective = Objective(model, variables, state.seed_states)
+            state.owing = owing_of(model, state.plan, objective, batches)
+        paths = [variables[table.index].path for table in state.owing.tables]
+        state.plan = dataclasses.replace(state.plan, owing=tuple(paths))
+        if had_tables or state.owing.tables:
+            model.train_function = None
 
 
 @contextmanager
@@ -227,4 +251,5 @@ def running(
     try:
         yield start
     finally:
+        state.owing.settle()
         state.account.sampling = None

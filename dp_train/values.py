@@ -100,6 +100,13 @@ class Batch:
         return self.x, self.y, self.sample_weight
 
 
+class Debtor(Protocol):
+    """Who draws the noise of one variable later, when it is read."""
+
+    def owe(self, variance: tf.Tensor) -> None:
+        """Every coordinate is due noise of so much more variance, float64."""
+
+
 @dataclass
 class ClippedSum:
     """Sum over a batch of gradients, each clipped: the only value that leaves it.
@@ -115,17 +122,20 @@ class ClippedSum:
         variables: the weights that the gradients belong to.
         data_free_gradients: gradients of the regularisers, which read weights only;
             added after the noise. None where a variable has none.
+        debtors: for each variable whose noise is drawn only when it is read, who does
+            that; the gradient then is an IndexedSlices. None elsewhere, () for nowhere.
     """
 
-    gradients: tuple[tf.Tensor, ...]
+    gradients: tuple[tf.Tensor | tf.IndexedSlices, ...]
     l2_norm_bound: float
     expected_batch_size: Any
     account: Account
     variables: tuple[keras.Variable, ...]
     data_free_gradients: tuple[tf.Tensor | None, ...]
+    debtors: tuple[Debtor | None, ...] = ()
     _is_used: bool = field(default=False, repr=False)
 
-    def take(self) -> tuple[tf.Tensor, ...]:
+    def take(self) -> tuple[tf.Tensor | tf.IndexedSlices, ...]:
         """The gradients, once.
 
         Raises:

@@ -72,13 +72,13 @@ class AloneCall:
 
 
 @contextmanager
-def run_alone(objective: Objective) -> Iterator[list[AloneCall]]:
+def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
     """Inside the block the objective's `alone` layers are mapped over the examples.
 
-    Yields:
-        The calls, filled as they are made.
+    Args:
+        objective: its `alone` says which.
+        calls: each call is added.
     """
-    calls: list[AloneCall] = []
     is_inside = False
     states = list(objective.seed_states)
     # Not what the rest of the model reads: that is followed op by op.
@@ -147,7 +147,7 @@ def run_alone(objective: Objective) -> Iterator[list[AloneCall]]:
         return mapped
 
     with host.replaced_calls(objective.alone, around):
-        yield calls
+        yield
 
 
 def _has_batch_axis(t: Any) -> bool:

@@ -28,13 +28,17 @@ from dp_train.gradients import separation
 from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
+from dp_train.gradients.tables import TableCall, read_by_row
 from dp_train.kernels.contribution import (
     Contribution,
     Kept,
+    RowsRead,
     UnsupportedSiteError,
     together,
 )
 from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
+
+Call = AloneCall | TableCall
 
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
@@ -189,10 +193,13 @@ def _traced(
     weights = weight_values(objective.variables)
     # One key for the whole batch: random layers draw per example by themselves.
     batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
-    with run_alone(objective) as alone:
-        outputs, kinds = _forward(objective, weights, rows, batch_keys, alone)
+    calls: list[Call] = []
+    with run_alone(objective, calls), read_by_row(objective, calls):
+        outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
     reads = [[weight] for weight in weights]
-    return _PerExample(outputs[0], reads, tensors(rows), kinds, None, alone), outputs
+    traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
+    traced.read_by_row([table.index for table in objective.tables])
+    return traced, outputs
 
 
 class _PerExample:
@@ -210,7 +217,7 @@ class _PerExample:
         data: Sequence[tf.Tensor],
         kinds: separation.Kinds,
         forward: set[int] | None,
-        alone: Sequence[AloneCall] = (),
+        calls: Sequence[Call] = (),
     ) -> None:
         """Finds the sites, differentiates, and asks the kernels.
 
@@ -220,7 +227,7 @@ class _PerExample:
             data: what the losses depend on besides.
             kinds: where each tensor of the forward pass holds the examples.
             forward: ids of the ops of the forward pass; None: all.
-            alone: calls that were mapped over examples.
+            calls: of layers that were mapped over examples, or read by row.
         """
         batch = self._batch = tf.shape(losses)[0]
         self._weights = [weight for weight, *_ in reads]
@@ -229,9 +236,10 @@ class _PerExample:
             [s for read in of_weight for s in _sites(read, read, with_data, forward)]
             for of_weight in reads
         ]
+        self._found = found
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
         outputs |= {
-            id(t): t for call in alone for t in call.outputs if t.dtype.is_floating
+            id(t): t for call in calls for t in call.outputs if t.dtype.is_floating
         }
         gradients = tf.gradients(losses, list(outputs.values()))
         cotangents = {
@@ -257,12 +265,13 @@ class _PerExample:
                 raise UnsupportedSiteError(
                     f"{site.op.type} reads several rows of each example", site.op
                 )
-        from_calls = [call.contributions(cotangents) for call in alone]
+        from_calls = [call.contributions(cotangents) for call in calls]
         self.sites = [[s.op.type for s in sites] for sites in reached]
-        for call, contributions in zip(alone, from_calls, strict=True):
+        for call, contributions in zip(calls, from_calls, strict=True):
             for names, contribution in zip(self.sites, contributions, strict=True):
                 if contribution is not None:
                     names.append(call.layer.name)
+        self._by_row: frozenset[int] = frozenset()
         self.contributions, self._operands = zip(
             *(
                 _contribution(
@@ -275,9 +284,21 @@ class _PerExample:
             strict=True,
         )
 
+    def read_by_row(self, tables: Sequence[int]) -> None:
+        """Sums over these weights hold the rows that were read, as IndexedSlices.
+
+        Raises:
+            UnsupportedSiteError: something else reads one of them.
+        """
+        self._by_row = frozenset(tables)
+        for i in tables:
+            # Any read that data meets is a site, whether or not the loss is reached.
+            if self._found[i] or not isinstance(self.contributions[i], RowsRead | None):
+                raise UnsupportedSiteError("a table is not read by its layer alone")
+
     def clipped_sum(
         self, l2_norm_clip: float, is_real: tf.Tensor | None
-    ) -> list[tf.Tensor]:
+    ) -> list[tf.Tensor | tf.IndexedSlices]:
         """Sum of the gradients, each clipped, in the shapes of the weights."""
         reached = [c for c in self.contributions if c is not None]
         if not reached:
@@ -290,22 +311,35 @@ class _PerExample:
             keeps = tf.logical_and(keeps, is_real)
             factors = tf.where(is_real, factors, tf.zeros_like(factors))
         # A finite norm has finite entries only; then nothing need be left unread.
-        return tf.cond(
+        sums = tf.cond(
             tf.reduce_all(is_finite),
             lambda: self._weighted_sums(factors, None),
             lambda: self._weighted_sums(factors, keeps),
         )
+        for i in self._by_row:
+            shape = self._weights[i].shape
+            of_table = self.contributions[i]
+            ids = tf.zeros([0], tf.int32) if of_table is None else of_table.flat_ids
+            sums[i] = tf.IndexedSlices(sums[i], ids, tf.constant(shape.as_list()))
+        return sums
 
     def _weighted_sums(
         self, factors: tf.Tensor, keeps: tf.Tensor | None
     ) -> list[tf.Tensor]:
         """sum_b factors_b * gradient_b, in the shape of each weight."""
-        return [
-            _in_shape_of_weight(weight, contribution, operand, factors, keeps)
-            for weight, contribution, operand in zip(
-                self._weights, self.contributions, self._operands, strict=True
-            )
-        ]
+        sums = []
+        for i, contribution in enumerate(self.contributions):
+            weight, operand = self._weights[i], self._operands[i]
+            if i not in self._by_row:
+                total = _in_shape_of_weight(
+                    weight, contribution, operand, factors, keeps
+                )
+            elif contribution is None:
+                total = tf.zeros([0, weight.shape[1]], weight.dtype)
+            else:
+                total = contribution.weighted_rows(factors, keeps)
+            sums.append(total)
+        return sums
 
 
 def _with_unknown_size(t: tf.Tensor) -> tf.Tensor:
@@ -319,12 +353,12 @@ def _forward(
     weights: Sequence[tf.Tensor],
     rows: Rows,
     keys: Sequence[tf.Tensor],
-    alone: Sequence[AloneCall],
+    calls: Sequence[Call],
 ) -> tuple[Outputs, separation.Kinds]:
     """Losses [b] of each example alone, predictions and masks of the batch.
 
     Args:
-        alone: calls that were mapped over examples, once the model has been called.
+        calls: those made around layers, once the model has been called.
     """
     x, y, sample_weight = rows
     model = objective.model
@@ -348,8 +382,8 @@ def _forward(
         masks = map_rows(host.get_mask, y_pred)
         kinds = separation.check(
             tensors(x),
-            [*tensors((y_pred, masks)), *(t for c in alone for t in c.elements)],
-            [t for c in alone for t in c.outputs],
+            [*tensors((y_pred, masks)), *(t for c in calls for t in c.elements)],
+            [t for c in calls for t in c.outputs],
         )
         losses = _losses(objective, rows, y_pred)
     return (losses, y_pred, masks), kinds
@@ -427,7 +461,7 @@ def _contribution(
     sites: list[Site],
     cotangents: dict[int, tf.Tensor],
     batch: tf.Tensor,
-    alone: list[Kept],
+    alone: list[Contribution],
 ) -> tuple[Contribution | None, tf.Tensor]:
     """The per-example gradients of one weight over its sites, and of which tensor.
 
@@ -435,7 +469,7 @@ def _contribution(
     rearranged; else every example's gradient is moved back to the weight.
 
     Args:
-        alone: gradients in the weight's shape, from layers that run alone.
+        alone: gradients in the weight's shape, from calls of layers.
     """
     found: list[Contribution] = []
     for site in sites:
@@ -461,7 +495,10 @@ def _contribution(
         _moved_to_weight(site.read, site.weight, contribution)
         for site, contribution in zip(sites, found, strict=True)
     ]
-    return together([*moved, *alone]), weight
+    every = [*moved, *alone]
+    if len({type(c) for c in every}) > 1:
+        raise UnsupportedSiteError("a table is not read by its layer alone")
+    return together(every), weight
 
 
 def _moved_to_weight(

@@ -69,6 +69,7 @@ class Plan:
         rows: one line a variable; empty unless the engine is "bookkeeping".
         numbers_per_row: numbers in memory for each example of a chunk.
         alone: (layer, reason) of those that the engine runs one example at a time.
+        owing: variables whose rows get their noise when they are read.
     """
 
     engine: str
@@ -76,6 +77,7 @@ class Plan:
     rows: tuple[bookkeeping.PlanRow, ...]
     numbers_per_row: int
     alone: Alone = ()
+    owing: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"per-example gradients by engine {self.engine!r}"]
@@ -84,6 +86,7 @@ class Plan:
             f"  layer {layer.name!r} one example at a time: {reason}"
             for layer, reason in self.alone
         ]
+        lines += [f"  {path} owes its noise until a row is read" for path in self.owing]
         lines.append(f"  {4 * self.numbers_per_row:,} bytes for each example")
         if self.rows:
             header = ("variable", "meets data at", "rule", "kept numbers")

@@ -35,6 +35,7 @@ class Objective:
         seed_states: state variables of the seed generators that a training call moves.
         training: False switches random layers off, to compare engines.
         alone: layers that book-keeping runs one example at a time.
+        tables: gradients.tables.Table of layers that it reads row by row.
     """
 
     model: keras.Model
@@ -42,6 +43,7 @@ class Objective:
     seed_states: Sequence[keras.Variable]
     training: bool = True
     alone: Sequence[keras.layers.Layer] = ()
+    tables: Sequence[Any] = ()
 
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
         """Advances each seed generator once and gives every example its own state.

@@ -220,7 +220,7 @@ def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 @final
-class Rows(Contribution):
+class RowsRead(Contribution):
     """Gradient of a table of which each example reads some rows, ids may repeat.
 
     Cotangents of equal ids are added, within the example, where the id stands first;
@@ -256,20 +256,27 @@ class Rows(Contribution):
     def squared_norms(self, is_wide: bool) -> tf.Tensor:
         return squared_norms(self._merged, is_wide)
 
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+    @property
+    def flat_ids(self) -> tf.Tensor:
+        """[b t] the row of each of `weighted_rows`."""
+        return tf.reshape(self._ids, [-1])
+
+    def weighted_rows(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+        """[b t, o] what the weighted sum adds to each row that was read."""
         values = select(self._merged, factors, keeps)
-        width = tf.shape(values)[-1]
-        total = tf.math.unsorted_segment_sum(
-            tf.reshape(values, [-1, width]), tf.reshape(self._ids, [-1]), self._rows
-        )
+        return tf.reshape(values, [-1, self._cotangents.shape[-1]])
+
+    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
+        values = self.weighted_rows(factors, keeps)
+        total = tf.math.unsorted_segment_sum(values, self.flat_ids, self._rows)
         return tf.ensure_shape(total, [self._rows, self._cotangents.shape[-1]])
 
     def kept(self) -> tf.Tensor:
         is_row = tf.one_hot(self._ids, self._rows, dtype=self._cotangents.dtype)
         return tf.matmul(is_row, self._cotangents, transpose_a=True)
 
-    def plus(self, others: Sequence[Rows]) -> Contribution:
+    def plus(self, others: Sequence[RowsRead]) -> Contribution:
         every = [self, *others]
         ids = tf.concat([r._ids for r in every], axis=1)
         cotangents = tf.concat([r._cotangents for r in every], axis=1)
-        return Rows(ids, cotangents, self._rows)
+        return RowsRead(ids, cotangents, self._rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dp_train.kernels.contribution import Contribution, Rows, UnsupportedSiteError
+from dp_train.kernels.contribution import Contribution, RowsRead, UnsupportedSiteError
 
 
 def gather(
@@ -25,7 +25,7 @@ def gather(
     if not ids.shape.rank:
         raise UnsupportedSiteError("GatherV2 whose ids have no batch axis")
     rows, width = table.shape
-    return Rows(
+    return RowsRead(
         tf.reshape(ids, tf.stack([batch, -1])),
         tf.reshape(cotangent, tf.stack([batch, -1, width])),
         rows,

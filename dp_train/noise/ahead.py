@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,20 @@ _PER_THREAD = 1 << 20
 """Samples of one piece of work; larger draws use several threads."""
 
 
+class _Draw(NamedTuple):
+    """A draw under way: (standard deviation, dtype), where it goes, its parts."""
+
+    kind: tuple[float, Any]
+    out: FloatArray
+    parts: list[Any]
+
+
 class DrawnAhead:
     """A keystream whose next draw is under way: same law, less waiting.
 
-    A draw is used once, and only for the same count, standard deviation and dtype, in
-    the process that made it; otherwise it is dropped and a fresh one is made.
+    A draw is used once, and only for the same standard deviation and dtype and no
+    larger count, in the process that made it; otherwise it is dropped and a fresh one
+    is made.
     """
 
     def __init__(self) -> None:
@@ -39,7 +48,7 @@ class DrawnAhead:
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
-        self._pending: tuple[Any, FloatArray, list[Any]] | None = None
+        self._pending: _Draw | None = None
 
     def words(self, count: int) -> Any:
         """[count] uniform 64-bit words."""
@@ -53,20 +62,20 @@ class DrawnAhead:
         """
         if count < _FEWEST:
             return self._keystream.normals(count, stddev, dtype)
-        key = count + count % 2, stddev, np.dtype(dtype)
+        size, kind = count + count % 2, (stddev, np.dtype(dtype))
         with self._lock:
             pending, self._pending = self._pending, None
-            if pending is None or pending[0] != key:
-                pending = self._start(key)
-            self._pending = self._start(key)
-        _, out, parts = pending
-        for part in parts:
+            if pending is None or pending.kind != kind or pending.out.size < size:
+                pending = self._start(size, kind)
+            # Counts that vary are served by the largest of late.
+            self._pending = self._start(min(pending.out.size, 2 * size), kind)
+        for part in pending.parts:
             part.result()
-        return out[:count]
+        return pending.out[:count]
 
-    def _start(self, key: Any) -> tuple[Any, FloatArray, list[Any]]:
+    def _start(self, count: int, kind: Any) -> _Draw:
         """Begins a draw; the caller holds the lock."""
-        count, stddev, dtype = key
+        stddev, dtype = kind
         if self._pool is None:
             self._pool = concurrent.futures.ThreadPoolExecutor(
                 os.cpu_count(), thread_name_prefix="noise"
@@ -76,7 +85,7 @@ class DrawnAhead:
             self._pool.submit(self._fill, out[start : start + _PER_THREAD], stddev)
             for start in range(0, count, _PER_THREAD)
         ]
-        return key, out, parts
+        return _Draw(kind, out, parts)
 
     def _fill(self, out: FloatArray, stddev: float) -> None:
         """Fills one part from this thread's own keystream."""

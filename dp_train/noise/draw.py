@@ -14,10 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train.noise import device
-from dp_train.noise.ahead import KEYSTREAM
+from dp_train.noise.ahead import KEYSTREAM, DrawnAhead
 from dp_train.values import BeginRelease
 
 NOISE_SOURCES = (KEYSTREAM.name, device.NAME)
+_ROUND = 1 << 16
 _ALIGNED = 16
 """Numbers, of at least 4 bytes, that take a multiple of 64 bytes."""
 
@@ -37,6 +38,8 @@ class HostSource(Protocol):
 
 
 _host_source: HostSource = KEYSTREAM
+# Of its own: draws of another size would replace what KEYSTREAM has made ready.
+_PAID_LATER = DrawnAhead()
 
 
 @contextmanager
@@ -62,7 +65,7 @@ def draw_noise(
     shapes: Sequence[Sequence[int]],
     dtype: tf.DType,
     begin_release: BeginRelease,
-) -> list[tf.Tensor]:
+) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Independent N(0, stddev^2) noise for each shape, in graph or eager mode.
 
     Args:
@@ -74,7 +77,7 @@ def draw_noise(
             release for the source's name and returns the standard deviation.
 
     Returns:
-        One tensor a shape.
+        One tensor a shape, and the standard deviation, float64.
     """
     if noise_source == device.NAME:
         return _draw_on_device(shapes, dtype, begin_release)
@@ -83,7 +86,7 @@ def draw_noise(
 
 def _draw_on_host(
     shapes: Sequence[Sequence[int]], dtype: tf.DType, begin_release: BeginRelease
-) -> list[tf.Tensor]:
+) -> tuple[list[tf.Tensor], tf.Tensor]:
     """One host call for all tensors, each a part of one array that is not copied."""
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
     # TensorFlow takes an array as it is if it starts at a multiple of 64 bytes.
@@ -97,20 +100,39 @@ def _draw_on_host(
             flat = np.zeros(sum(places), floats)
         else:
             flat = _host_source.normals(sum(places), stddev, floats)
-        return [
+        parts = [
             flat[start : start + size].reshape(shape)
             for start, size, shape in zip(starts, sizes, shapes, strict=True)
         ]
+        return [np.float64(stddev), *parts]
 
-    noise = tf.nest.flatten(
-        tf.numpy_function(call, [], [dtype] * len(shapes), stateful=True)
-    )
-    return [tf.ensure_shape(z, shape) for z, shape in zip(noise, shapes, strict=True)]
+    dtypes = [tf.float64, *[dtype] * len(shapes)]
+    stddev, *noise = tf.nest.flatten(tf.numpy_function(call, [], dtypes, stateful=True))
+    stddev.set_shape([])
+    noise = [tf.ensure_shape(z, shape) for z, shape in zip(noise, shapes, strict=True)]
+    return noise, stddev
+
+
+def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:
+    """[count, width] float32 samples of N(0, 1) from the host, for what is owed.
+
+    The release that they belong to was charged when its noise became due.
+    """
+
+    def call(count: Any) -> Any:
+        numbers = int(count) * width
+        source = _PAID_LATER if _host_source is KEYSTREAM else _host_source
+        # Rounded up, so that a draw made ahead serves batches of about this size.
+        flat = source.normals(-(-numbers // _ROUND) * _ROUND, 1.0, np.float32)
+        return flat[:numbers].reshape(-1, width)
+
+    samples = tf.numpy_function(call, [count], tf.float32, stateful=True)
+    return tf.ensure_shape(samples, [None, width])
 
 
 def _draw_on_device(
     shapes: Sequence[Sequence[int]], dtype: tf.DType, begin_release: BeginRelease
-) -> list[tf.Tensor]:
+) -> tuple[list[tf.Tensor], tf.Tensor]:
     """The host sends a standard deviation and one key a tensor."""
 
     def call() -> Any:
@@ -121,7 +143,8 @@ def _draw_on_device(
     stddev, keys = tf.numpy_function(call, [], (tf.float64, tf.int64), stateful=True)
     stddev.set_shape([])
     keys.set_shape([len(shapes), 2])
-    return [
+    noise = [
         tf.cast(stddev, dtype) * device.standard_normal(shape, keys[i], dtype)
         for i, shape in enumerate(shapes)
     ]
+    return noise, stddev

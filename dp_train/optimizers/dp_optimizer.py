@@ -176,30 +176,62 @@ class DPOptimizer(keras.optimizers.Optimizer):
             return multiplier * bound
 
         gradients = clipped_sum.take()
-        shapes = [tuple(v.shape) for v in variables]
+        debtors = clipped_sum.debtors or (None,) * len(gradients)
+        if any(debtors) and not self.is_plain_sgd:
+            raise NotPrivateError(
+                f"The noise of an embedding table was to be drawn later, and "
+                f"{type(self.inner_optimizer).__name__} makes more of old noise than "
+                "a sum. The released weights would hide less than was accounted. "
+                "Compile again after changing the optimizer."
+            )
+        now = [i for i, debtor in enumerate(debtors) if debtor is None]
+        shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
-        noise = draw_noise(self.noise_source, shapes, dtype, begin_release)
+        drawn, stddev = draw_noise(self.noise_source, shapes, dtype, begin_release)
+        noise = dict(zip(now, drawn, strict=True))
         extras = clipped_sum.data_free_gradients
         divisor = clipped_sum.expected_batch_size
 
         def update() -> None:
             noised = [
-                _average(g, z, divisor, extra)
-                for g, z, extra in zip(gradients, noise, extras, strict=True)
+                _average(g, noise.get(i), divisor, extras[i])
+                for i, g in enumerate(gradients)
             ]
             self.inner_optimizer.apply(noised, variables)
 
+        # The update is weights - rate * average, so this is the noise's share of it.
+        rate = tf.cast(self.inner_optimizer.learning_rate, tf.float64)
+        variance = tf.square(rate * stddev / tf.cast(divisor, tf.float64))
+        for debtor in debtors:
+            if debtor is not None:
+                debtor.owe(variance)
         if self._is_update_fused(gradients):
             tf.function(update, autograph=False, jit_compile=True)()
         else:
             update()
 
-    def _is_update_fused(self, gradients: Sequence[tf.Tensor]) -> bool:
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether an update adds to the weights rate * average, and keeps nothing.
+
+        Only then is noise of several steps, drawn at once, the same as drawn each time.
+        """
+        inner = self.inner_optimizer
+        return (
+            type(inner) is keras.optimizers.SGD
+            and inner.momentum == 0
+            and not inner.weight_decay
+            and not inner.use_ema
+        )
+
+    def _is_update_fused(self, gradients: Sequence[Any]) -> bool:
         """Whether XLA makes one loop of noise and update: large weights, known code.
 
         An update alone reads and writes the weights several times; XLA does it once.
         """
+        if any(isinstance(g, tf.IndexedSlices) for g in gradients):
+            return False
         numbers = sum(int(np.prod(g.shape, dtype=np.int64)) for g in gradients)
         is_known = host.is_of_keras(self.inner_optimizer)
         is_graph = not tf.executing_eagerly()
@@ -426,9 +458,15 @@ def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:
 
 
 def _average(
-    gradient: tf.Tensor, noise: tf.Tensor, divisor: Any, extra: tf.Tensor | None
-) -> tf.Tensor:
-    """(sum + noise) / expected batch size, plus what depends on no data."""
+    gradient: Any, noise: tf.Tensor | None, divisor: Any, extra: tf.Tensor | None
+) -> Any:
+    """(sum + noise) / expected batch size, plus what depends on no data.
+
+    Without noise, which is owed: the rows of the sum over the expected batch size.
+    """
+    if noise is None:
+        values = gradient.values / tf.cast(divisor, gradient.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     noised = gradient + tf.cast(noise, gradient.dtype)
     average = noised / tf.cast(divisor, gradient.dtype)
     return average if extra is None else average + tf.cast(extra, gradient.dtype)

@@ -13,7 +13,7 @@ import dp_train
 from dp_train import host
 from dp_train.gradients import bookkeeping, certificate, choose, loop, vectorized
 from dp_train.gradients.objective import Objective
-from dp_train.kernels.contribution import Product, Rows, UnsupportedSiteError
+from dp_train.kernels.contribution import Product, RowsRead, UnsupportedSiteError
 
 
 def images(*stack, shape=(7, 6, 3)):
@@ -482,7 +482,7 @@ def test_crafted_inputs_cannot_make_a_norm_of_rows_vanish():
     # Cotangents that nearly cancel for a repeated id must not cancel its norm.
     ids = tf.constant([[1, 1, 0], [2, 2, 2]])
     g = np.float32([[[1e8], [-1e8 + 8], [1e-3]], [[1.0], [1.0], [1.0]]])
-    norms = Rows(ids, tf.constant(g), 4).squared_norms(is_wide=False)
+    norms = RowsRead(ids, tf.constant(g), 4).squared_norms(is_wide=False)
     np.testing.assert_allclose(norms, [8.0**2 + 1e-6, 9.0], rtol=1e-6)
 
 

@@ -180,8 +180,9 @@ class Charges:
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_draw_is_charged_once_by_name(source):
     charges = Charges()
-    drawn = draw.draw_noise(source, [(3, 4), (5,), ()], tf.float32, charges)
+    drawn, stddev = draw.draw_noise(source, [(3, 4), (5,), ()], tf.float32, charges)
     assert charges.names == [source]
+    assert stddev == 2.0
     assert [tuple(z.shape) for z in drawn] == [(3, 4), (5,), ()]
 
 
@@ -198,7 +199,7 @@ def test_a_charge_that_fails_leaves_no_noise(source):
 def test_a_traced_draw_charges_and_draws_at_every_call(source):
     charges = Charges()
     step = tf.function(
-        lambda: draw.draw_noise(source, [(40_000,)], tf.float32, charges)[0]
+        lambda: draw.draw_noise(source, [(40_000,)], tf.float32, charges)[0][0]
     )
     first, second = step().numpy(), step().numpy()
     assert len(charges.names) == 2
@@ -211,7 +212,7 @@ def test_no_noise_is_exactly_zero():
         return 0.0
 
     for source in SOURCES:
-        (drawn,) = draw.draw_noise(source, [(100,)], tf.float32, free)
+        (drawn,), _ = draw.draw_noise(source, [(100,)], tf.float32, free)
         assert np.all(drawn.numpy() == 0)
 
 

@@ -29,7 +29,8 @@ def _noise_through(change: Callable[[list[Any]], list[Any]]) -> Any:
     """Passes the tensors of every draw through `change`."""
 
     def draw(*args: Any) -> Any:
-        return change(_draw_noise(*args))
+        noise, stddev = _draw_noise(*args)
+        return change(noise), stddev
 
     return mock.patch.object(dp_optimizer, "draw_noise", draw)
 

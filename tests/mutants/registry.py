@@ -6,8 +6,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.batteries import gradient, noise, releases, sampler, sensitivity, transform
-from tests.mutants import of_gradients, of_noise, of_records
+from tests.batteries import (
+    gradient,
+    noise,
+    owed,
+    releases,
+    sampler,
+    sensitivity,
+    transform,
+)
+from tests.mutants import of_gradients, of_noise, of_owed_noise, of_records
 from tests.mutants.mutant import Mutant
 
 
@@ -60,6 +68,11 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "sampler": sampler.assert_poisson,
     "sampler: neighbours": sampler.assert_consecutive_draws_are_independent,
     "sampler: random seed": sampler.assert_draws_ignore_the_random_seed,
+    "owed: every row": lambda: owed.assert_all_rows_have_the_noise_of_every_step(1),
+    "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows(
+        after_batches=True
+    ),
+    "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
@@ -72,5 +85,6 @@ BATTERIES: dict[str, Callable[[], None]] = {
 MUTANTS: dict[str, Mutant] = {
     **of_gradients.MUTANTS,
     **of_noise.MUTANTS,
+    **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
 }
