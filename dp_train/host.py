@@ -372,12 +372,35 @@ def recurrent_layers(model: keras.Model) -> list[keras.layers.RNN]:
 
 @contextmanager
 def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
-    """Unrolls recurrent layers inside the block: a loop hides its ops from the walk."""
+    """Unrolls recurrent layers inside the block: a loop hides its ops from the walk.
+
+    Where Keras 3.15 unrolls backwards, it zeroes masked outputs by the mask of the
+    other end (`zero_output_for_mask`, set by Bidirectional). Forwards over reversed
+    steps it does not, so such layers are called that way.
+    """
+
+    def around(layer: keras.layers.RNN, call: Any) -> Any:
+        def forwards(
+            sequences: Any, *args: Any, mask: Any = None, **kwargs: Any
+        ) -> Any:
+            if mask is None:
+                return call(sequences, *args, **kwargs)
+            object.__setattr__(layer, "go_backwards", False)
+            try:
+                reverse = [tf.reverse(t, [1]) for t in (sequences, mask)]
+                return call(reverse[0], *args, mask=reverse[1], **kwargs)
+            finally:
+                object.__setattr__(layer, "go_backwards", True)
+
+        return forwards
+
     layers = [layer for layer in recurrent_layers(model) if not layer.unroll]
+    backwards = [s for s in layers if s.go_backwards and s.zero_output_for_mask]
     for layer in layers:
         object.__setattr__(layer, "unroll", True)
     try:
-        yield
+        with replaced_calls(backwards, around):
+            yield
     finally:
         for layer in layers:
             object.__setattr__(layer, "unroll", False)

@@ -37,7 +37,6 @@ _BATCH_HOOKS = (
     "on_train_batch_end",
 )
 _BLIND = (
-    keras.callbacks.CallbackList,
     keras.callbacks.History,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.TensorBoard,

@@ -205,6 +205,7 @@ COVERED = {
     "bidirectional": lambda: series(
         layers.Bidirectional(layers.LSTM(2, return_sequences=True))
     ),
+    "bidirectional under a mask": lambda: _masked_readers(),
     "prelu": lambda: series(layers.Dense(3), layers.PReLU(shared_axes=[1])),
     "rms norm": lambda: series(layers.RMSNormalization()),
     "raw weights": lambda: series(RawWeights()),
@@ -241,6 +242,18 @@ def _attended():
     inputs = keras.Input((4, 3))
     read = layers.GroupQueryAttention(2, 4, 2)(inputs, inputs)
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(read)))
+
+
+def _masked_readers():
+    return keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            layers.Embedding(3, 2, mask_zero=True),
+            layers.Bidirectional(layers.LSTM(2, return_sequences=True)),
+            layers.GRU(2, go_backwards=True),
+            layers.Dense(2),
+        ]
+    )
 
 
 def _lora():
