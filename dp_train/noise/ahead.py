@@ -28,6 +28,12 @@ class _Draw(NamedTuple):
     out: FloatArray
     parts: list[Any]
 
+    def result(self) -> FloatArray:
+        """The samples, once they are there."""
+        for part in self.parts:
+            part.result()
+        return self.out
+
 
 class DrawnAhead:
     """A keystream whose next draw is under way: same law, less waiting.
@@ -69,9 +75,13 @@ class DrawnAhead:
                 pending = self._start(size, kind)
             # Counts that vary are served by the largest of late.
             self._pending = self._start(min(pending.out.size, 2 * size), kind)
-        for part in pending.parts:
-            part.result()
-        return pending.out[:count]
+        return pending.result()[:count]
+
+    def once(self, count: int, stddev: float, dtype: Any = np.float32) -> FloatArray:
+        """As `normals`, and nothing is made ready: the next count will be another."""
+        with self._lock:
+            draw = self._start(count + count % 2, (stddev, np.dtype(dtype)))
+        return draw.result()[:count]
 
     def _start(self, count: int, kind: Any) -> _Draw:
         """Begins a draw; the caller holds the lock."""

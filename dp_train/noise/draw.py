@@ -116,7 +116,8 @@ def _draw_on_host(
 def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:
     """[count, width] float32 samples of N(0, 1) from the host, for what is owed.
 
-    The release that they belong to was charged when its noise became due.
+    The release that they belong to was charged when its noise became due. In a graph,
+    where the next count will be about the same.
     """
 
     def call(count: Any) -> Any:
@@ -128,6 +129,13 @@ def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:
 
     samples = tf.numpy_function(call, [count], tf.float32, stateful=True)
     return tf.ensure_shape(samples, [None, width])
+
+
+def paid_now(count: int, width: int) -> Any:
+    """The same as an array, at once."""
+    is_ours = _host_source is KEYSTREAM
+    normals = _PAID_LATER.once if is_ours else _host_source.normals
+    return normals(count * width, 1.0, np.float32).reshape(count, width)
 
 
 def _draw_on_device(

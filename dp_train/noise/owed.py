@@ -75,6 +75,7 @@ class OwedNoise:
         owed: Any = np.maximum(due - self._settled.numpy(), 0.0)
         if not owed.any():
             return
-        noise = draw.paid_later(tf.constant(self.rows), self.width)
-        self._table.assign_add(tf.cast(np.sqrt(owed), tf.float32)[:, None] * noise)
+        noise = draw.paid_now(self.rows, self.width)
+        noise *= np.sqrt(owed).astype(np.float32)[:, None]
+        self._table.assign_add(noise)
         self._settled.assign(np.full(self.rows, due))
