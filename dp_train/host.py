@@ -170,8 +170,14 @@ def symbolic_build(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> No
     model._symbolic_build(data_batch=data if isinstance(data, tuple) else (data,))
 
 
-def with_unknown_axes(model: keras.Model, rows: Any) -> Any:
-    """Specs of rows: batch axes unknown, and those that the model declares unknown."""
+def batch_specs(model: keras.Model, rows: Any, *, may_vary: bool) -> Any:
+    """Specs of rows with unknown batch axes.
+
+    Args:
+        model: the model that reads them.
+        rows: (x, y, sample_weight).
+        may_vary: other axes that the model declares unknown are so.
+    """
 
     def spec(t: Any, declared: Any = None) -> tf.TensorSpec:
         shape = [None, *t.shape[1:]]
@@ -185,7 +191,7 @@ def with_unknown_axes(model: keras.Model, rows: Any) -> Any:
     )
     inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
     leaves = keras.tree.flatten(x)
-    if len(inputs) == len(leaves):
+    if may_vary and len(inputs) == len(leaves):
         relaxed = map(spec, leaves, inputs)
         x = keras.tree.map_structure(lambda _: next(relaxed), x)
     return x, y, sample_weight
@@ -335,8 +341,10 @@ def vectorized_map(
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
-    """False for "... uses a while_loop. Fix that!"."""
-    return "uses a while_loop" not in record.getMessage()
+    """False for "... uses a while_loop. Fix that!", and for what is raised anyway."""
+    message = record.getMessage()
+    internal = "uses a while_loop", "while pfor was converting", "\n\ncreated at:\n"
+    return not any(part in message for part in internal)
 
 
 def _convert_batch_matmul(pfor_input: Any) -> Any:

@@ -234,7 +234,7 @@ def poisson_loader(
 
 
 def peeked(x: Any) -> tuple[Any, Any, Any]:
-    """(data, first batch, its shapes) as (x, y, sample_weight); no batch is lost."""
+    """(data, first batch, specs of all batches or None); no batch is lost."""
     spec = None
     if isinstance(x, keras.utils.PyDataset):
         first = x[0]
@@ -250,7 +250,7 @@ def peeked(x: Any) -> tuple[Any, Any, Any]:
         first = next(iter(x))
         spec = getattr(x, "element_spec", None)
     unpack = keras.utils.unpack_x_y_sample_weight
-    return x, unpack(first), unpack(first if spec is None else spec)
+    return x, unpack(first), None if spec is None else unpack(spec)
 
 
 def length(data: Any) -> int | None:

@@ -150,13 +150,14 @@ def prepare(
         model: a private model.
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         sampling: how batches will be drawn.
-        spec: the same with None for sizes that vary, where they are known.
+        spec: the same with None for sizes that vary; None where that is not known.
         may_owe: tables may owe their noise: nobody looks at weights unannounced.
     """
     state = model._privacy
     share_ledger_with_parts(model)
     model_checks.check_recurrence(model)
-    batches = host.with_unknown_axes(model, spec or example)
+    may_vary = spec is None
+    batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
     host.symbolic_build(model, *batches)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
@@ -185,13 +186,12 @@ def prepare(
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)
-        before = state.plan.engine
         state.plan = choose.make_plan(
             state.gradients, objective, example, batches, is_graph
         )
-        if state.plan.engine != before:
-            state.functions.clear()
-            model.train_function = None
+        # Traced again, for these shapes: a step for several would know none of them.
+        state.functions.clear()
+        model.train_function = None
         state.checked = fingerprint
     microbatch = choose.microbatch_rows(
         state.microbatch_size,
