@@ -9,7 +9,7 @@ from models import compiled
 
 from dp_train.kernels import product, product_norms
 from dp_train.kernels.product import BLOCKS, GRAM, KEPT, OUTER, Product
-from tests.batteries import cancellation, gradient
+from tests.batteries import cancellation, gradient, sensitivity
 
 RULES = (KEPT, GRAM, BLOCKS)
 CASES = (
@@ -48,6 +48,12 @@ def test_training_moves_the_weights_by_the_clipped_sum(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_cancelling_rows_are_clipped(rule, policy):
     cancellation.assert_cancelling_rows_are_clipped(rule, policy)
+
+
+@pytest.mark.parametrize("rule", [GRAM, BLOCKS])
+def test_one_example_moves_the_sum_by_at_most_the_clip(rule):
+    with cancellation.forced(rule):
+        sensitivity.assert_neighbours_differ_by_at_most_the_clip(0.1, engine="auto")
 
 
 def test_gram_norm_is_not_fooled_by_an_input_of_norm_907():
