@@ -13,7 +13,7 @@ from typing import Any, final
 
 import tensorflow as tf
 
-from dp_train.kernels import product_norms
+from dp_train.kernels import factored
 from dp_train.kernels.contribution import (
     Contribution,
     select,
@@ -37,8 +37,8 @@ def cheapest(width_in: int, width_out: int, positions: int | None) -> str:
 
     in multiplications of a large float32 matmul, fitted to 21 shapes of 4 to 512
     positions on one core with AVX-512. What is kept is the weight's backward pass too;
-    the others do it after the norms. One position is an outer product, and a gradient
-    above KEPT_NUMBERS is never kept.
+    the others do it after the norms. One position is an outer product. A gradient above
+    KEPT_NUMBERS is kept only where t varies: bounds on rounding would vary with it.
 
     Args:
         width_in: i.
@@ -47,13 +47,14 @@ def cheapest(width_in: int, width_out: int, positions: int | None) -> str:
     """
     if positions == 1:
         return OUTER
+    if positions is None:
+        return KEPT
     size = width_in * width_out
-    costs: dict[str, float] = {BLOCKS: math.inf}
-    if size <= KEPT_NUMBERS:
-        costs[KEPT] = 28 * size
-    if positions is not None:
-        costs[BLOCKS] = (1.5 * positions + 28) * size
-        costs[GRAM] = (4 * positions + 180) * positions * (width_in + width_out)
+    costs = {
+        KEPT: 28 * size if size <= KEPT_NUMBERS else math.inf,
+        GRAM: (4 * positions + 180) * positions * (width_in + width_out),
+        BLOCKS: (1.5 * positions + 28) * size,
+    }
     return min(costs, key=lambda rule: costs[rule])
 
 
@@ -102,7 +103,7 @@ class Product(Contribution):
             self.scratch_per_row = 2 * operands + 6 * (positions or 0) ** 2
         elif self.rule == BLOCKS:
             self.kept_per_row = operands
-            self.scratch_per_row = operands + 2 * product_norms.block_size(*widths)
+            self.scratch_per_row = operands + 2 * factored.block_size(*widths)
 
     @functools.cached_property
     def _gradients(self) -> tf.Tensor:
@@ -111,7 +112,7 @@ class Product(Contribution):
 
     @functools.cached_property
     def _by_gram(self) -> tf.Tensor:
-        return product_norms.gram(self._inputs, self._cotangents)
+        return factored.gram(self._inputs, self._cotangents)
 
     def squared_norms(self, is_wide: bool) -> tf.Tensor:
         if self.rule == KEPT:
@@ -119,7 +120,7 @@ class Product(Contribution):
         if self.rule == GRAM:
             return self._by_gram
         if self.rule == BLOCKS:
-            return product_norms.blocks(self._inputs, self._cotangents, is_wide)
+            return factored.blocks(self._inputs, self._cotangents, is_wide)
         inputs = squared_norms(self._inputs, is_wide)
         return inputs * squared_norms(self._cotangents, is_wide)
 
@@ -137,8 +138,11 @@ class Product(Contribution):
             ones = tf.ones_like(factors)
             inputs = select(inputs, ones, keeps)
             cotangents = select(cotangents, ones, keeps)
-        flat = (tf.reshape(v, [-1, v.shape[-1]]) for v in (inputs, cotangents))
-        return tf.reshape(tf.matmul(*flat, transpose_a=True), self._shape)
+        if self.rule == OUTER:
+            total = tf.matmul(inputs[:, 0], cotangents[:, 0], transpose_a=True)
+        else:
+            total = factored.total(inputs, cotangents)
+        return tf.reshape(total, self._shape)
 
     def kept(self) -> tf.Tensor:
         batch = tf.shape(self._gradients)[0]

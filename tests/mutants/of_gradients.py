@@ -14,7 +14,7 @@ from dp_train import clipping, host
 from dp_train.gradients import choose, vectorized
 from dp_train.gradients.objective import Objective
 from dp_train.gradients.structures import accumulate, map_rows, row_count
-from dp_train.kernels import product_norms
+from dp_train.kernels import factored
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from tests.mutants.mutant import Mutant
 
@@ -184,9 +184,7 @@ def mask_same_at_every_step() -> Any:
 
 
 def rounding_of_norms_forgotten() -> Any:
-    return mock.patch.object(
-        product_norms, "gamma", lambda roundings, dtype: tf.zeros([], tf.float64)
-    )
+    return mock.patch.object(factored, "gamma", lambda roundings, dtype: 0.0)
 
 
 _MOVED_OR_REFUSED = "moved the sum|cannot be used for this model.*from the loop's"
