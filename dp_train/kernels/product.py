@@ -24,15 +24,16 @@ from dp_train.kernels.contribution import (
 
 OUTER, KEPT, GRAM, BLOCKS = "outer product", "kept product", "Gram", "recomputed"
 """Rules of a product."""
-KEPT_NUMBERS = 2**20
-"""Most numbers of a gradient that is kept: 64 MiB for a chunk of 16 examples."""
+KEPT_NUMBERS = 2**22
+"""Most numbers of a gradient that is kept: 64 MiB for a chunk of 4 examples."""
 
 
 def cheapest(width_in: int, width_out: int, positions: int | None) -> str:
     """The rule with the least work, beyond the sum, for one example.
 
-        kept        28 i o                  written once and read twice
-        Gram        (4 t + 180) t (i + o)   in float64, and casts to it
+        kept        28 i o (1 + i o / 2^24)   three passes over it, and three over the
+                                              sum for each chunk of 64 MiB
+        Gram        (4 t + 180) t (i + o)     in float64, and casts to it
         recomputed  (1.5 t + 28) i o
 
     in multiplications of a large float32 matmul, fitted to 21 shapes of 4 to 512
@@ -51,7 +52,7 @@ def cheapest(width_in: int, width_out: int, positions: int | None) -> str:
         return KEPT
     size = width_in * width_out
     costs = {
-        KEPT: 28 * size if size <= KEPT_NUMBERS else math.inf,
+        KEPT: 28 * size * (1 + size / 2**24) if size <= KEPT_NUMBERS else math.inf,
         GRAM: (4 * positions + 180) * positions * (width_in + width_out),
         BLOCKS: (1.5 * positions + 28) * size,
     }

@@ -134,8 +134,10 @@ def test_where_tensor_float_32_may_be_used_the_norm_pays_for_it(monkeypatch):
         (256, 256, 4, GRAM),
         (1024, 4096, 64, GRAM),
         (1024, 1024, 32, GRAM),
-        (2048, 2048, 1024, BLOCKS),
-        (2048, 2048, None, KEPT),
+        (1024, 4096, 256, KEPT),
+        (4096, 4096, 64, GRAM),
+        (4096, 4096, 1024, BLOCKS),
+        (4096, 4096, None, KEPT),
     ],
 )
 def test_cheapest_rule(width_in, width_out, positions, rule):
