@@ -1,13 +1,12 @@
 """What a kernel returns: per-example gradients of one operand, kept or factored.
 
-Index letters: b example, t position, i in, o out, k entry of the operand.
+Index letters: b example, t position, o out, k entry of the operand.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
-import weakref
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -145,78 +144,6 @@ class Kept(Contribution):
 
     def plus(self, others: Sequence[Kept]) -> Contribution:
         return Kept(self.rule, tf.add_n([k._gradients for k in [self, *others]]))
-
-
-@final
-class Product(Contribution):
-    """gradient_b = sum_t a_bt g_bt^T; with one row an example it is never formed.
-
-    ||a g^T||^2 = ||a||^2 ||g||^2               Goodfellow 2015 (arXiv:1510.01799)
-    """
-
-    def __init__(
-        self, inputs: tf.Tensor, cotangents: tf.Tensor, positions: int | None
-    ) -> None:
-        """`inputs`: [b, t, i]; `cotangents`: [b, t, o]; `positions`: t if known."""
-        self._inputs = wide(inputs)
-        self._cotangents = wide(cotangents)
-        self._positions = positions
-        self._is_outer = positions == 1
-        self.rule = "outer product" if self._is_outer else "kept product"
-        size = (inputs.shape[-1] or 0) * (cotangents.shape[-1] or 0)
-        self.kept_per_row = 0 if self._is_outer else size
-
-    @functools.cached_property
-    def _gradients(self) -> tf.Tensor:
-        """[b, i, o], computed once: it replaces the weight's backward pass."""
-        return tf.matmul(self._inputs, self._cotangents, transpose_a=True)
-
-    def squared_norms(self, is_wide: bool) -> tf.Tensor:
-        if not self._is_outer:
-            return squared_norms(self._gradients, is_wide)
-        inputs = squared_norms(self._inputs, is_wide)
-        return inputs * squared_norms(self._cotangents, is_wide)
-
-    def weighted_sum(self, factors: tf.Tensor, keeps: tf.Tensor | None) -> tf.Tensor:
-        if not self._is_outer:
-            return weighted_sum_of(self._gradients, factors, keeps)
-        inputs, cotangents = self._inputs[:, 0], self._cotangents[:, 0]
-        # The factor goes to the smaller of the two.
-        if inputs.shape[-1] < cotangents.shape[-1]:
-            inputs = select(inputs, factors, keeps)
-        else:
-            cotangents = select(cotangents, factors, keeps)
-        if keeps is not None:
-            ones = tf.ones_like(factors)
-            inputs = select(inputs, ones, keeps)
-            cotangents = select(cotangents, ones, keeps)
-        return tf.matmul(inputs, cotangents, transpose_a=True)
-
-    def kept(self) -> tf.Tensor:
-        return self._gradients
-
-    def plus(self, others: Sequence[Product]) -> Contribution:
-        every = [self, *others]
-        counts = [p._positions for p in every if p._positions is not None]
-        total = sum(counts) if len(counts) == len(every) else None
-        inputs = joined([p._inputs for p in every])
-        return Product(inputs, joined([p._cotangents for p in every]), total)
-
-
-_joined: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
-
-
-def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The parts one after the other along axis 1; the same parts only once a graph.
-
-    The weights of an unrolled recurrent layer share their cotangents: 64 steps of an
-    LSTM would be copied once for each weight.
-    """
-    known = _joined.setdefault(tf.compat.v1.get_default_graph(), {})
-    key = tuple(id(p) for p in parts)
-    if key not in known:
-        known[key] = tf.concat(parts, axis=1), parts  # alive, so that ids stay theirs
-    return known[key][0]
 
 
 @final

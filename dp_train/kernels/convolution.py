@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteError
+from dp_train.kernels.product import Product
 
 _FEW_CHANNELS = 4
 """Below this a gather of single pixels would move too few numbers at a time."""
@@ -36,15 +37,11 @@ def convolution(
     patches = _patches(op, op.inputs[0], shape, batch)
     groups = op.inputs[0].shape[-1] // width
     if groups == 1:
-        cotangent = tf.reshape(cotangent, tf.stack([batch, -1, outputs]))
-        gradients = tf.matmul(patches, cotangent, transpose_a=True)
-    else:
-        size = math.prod(window)
-        grouped = tf.reshape(patches, tf.stack([batch, -1, size, groups, width]))
-        cotangent = tf.reshape(
-            cotangent, tf.stack([batch, -1, groups, outputs // groups])
-        )
-        gradients = tf.einsum("bpkgc,bpgo->bkcgo", grouped, cotangent)
+        return _product(patches, cotangent, shape, batch)
+    size = math.prod(window)
+    grouped = tf.reshape(patches, tf.stack([batch, -1, size, groups, width]))
+    cotangent = tf.reshape(cotangent, tf.stack([batch, -1, groups, outputs // groups]))
+    gradients = tf.einsum("bpkgc,bpgo->bkcgo", grouped, cotangent)
     return _kept(gradients, patches, shape, batch)
 
 
@@ -85,10 +82,7 @@ def transposed(
     gradient_b[k o, c] = sum_p patch(g)_b[p, k o] x_b[p, c]
     """
     shape = op.inputs[1].shape
-    patches = _patches(op, cotangent, shape, batch)
-    inputs = tf.reshape(op.inputs[2], tf.stack([batch, -1, shape[3]]))
-    gradients = tf.matmul(patches, inputs, transpose_a=True)
-    return _kept(gradients, patches, shape, batch)
+    return _product(_patches(op, cotangent, shape, batch), op.inputs[2], shape, batch)
 
 
 def depthwise(
@@ -101,6 +95,15 @@ def depthwise(
     outputs = tf.reshape(cotangent, tf.stack([batch, -1, channels, multiplier]))
     gradients = tf.einsum("bpkc,bpcm->bkcm", patches, outputs)
     return _kept(gradients, patches, shape, batch)
+
+
+def _product(
+    patches: tf.Tensor, others: tf.Tensor, shape: tf.TensorShape, batch: tf.Tensor
+) -> Product:
+    """gradient_b[k, o] = sum_p patch_b[p, k] other_b[p, o], in the weight's shape."""
+    others = tf.reshape(others, tf.stack([batch, -1, shape[-1]]))
+    made = patches.shape[1:].num_elements()
+    return Product(patches, others, patches.shape[1], shape, made)
 
 
 def _kept(

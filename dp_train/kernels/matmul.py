@@ -9,11 +9,8 @@ import math
 
 import tensorflow as tf
 
-from dp_train.kernels.contribution import (
-    Contribution,
-    Product,
-    UnsupportedSiteError,
-)
+from dp_train.kernels.contribution import Contribution, UnsupportedSiteError
+from dp_train.kernels.product import Product
 
 
 def matmul(

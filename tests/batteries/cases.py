@@ -106,6 +106,14 @@ def _convolutional() -> keras.Model:
     )
 
 
+def _many_channels() -> keras.Model:
+    inputs = keras.Input((6, 5, 4))
+    shared = layers.Conv2D(4, 3, padding="same", activation="tanh")
+    outputs = layers.Conv2DTranspose(5, 2, strides=2)(shared(shared(inputs)))
+    outputs = layers.Conv2D(3, (2, 3), strides=(2, 3))(outputs)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(outputs)))
+
+
 def _normalized(layer: Callable[[], layers.Layer]) -> keras.Model:
     return keras.Sequential(
         [keras.Input((3, 4)), layers.Dense(4), layer(), layers.Dense(2)]
@@ -204,6 +212,7 @@ CASES: dict[str, Case] = {
         lambda: _dense(True, (2, 4, 3)), arrays((2, 4, 3), (2, 4, 2))
     ),
     "convolution": Case(_convolutional, arrays((6, 6, 2), (2,))),
+    "convolution of many channels": Case(_many_channels, arrays((6, 5, 4), (2,))),
     "embedding with duplicate ids": Case(
         lambda: _embedding(False), token_ids(6, (2,)), is_float_input=False
     ),

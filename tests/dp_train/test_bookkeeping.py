@@ -13,7 +13,8 @@ import dp_train
 from dp_train import host
 from dp_train.gradients import bookkeeping, certificate, choose, loop, vectorized
 from dp_train.gradients.objective import Objective
-from dp_train.kernels.contribution import Product, RowsRead, UnsupportedSiteError
+from dp_train.kernels.contribution import RowsRead, UnsupportedSiteError
+from dp_train.kernels.product import Product
 
 
 def images(*stack, shape=(7, 6, 3)):

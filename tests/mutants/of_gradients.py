@@ -14,6 +14,7 @@ from dp_train import clipping, host
 from dp_train.gradients import choose, vectorized
 from dp_train.gradients.objective import Objective
 from dp_train.gradients.structures import accumulate, map_rows, row_count
+from dp_train.kernels import factored
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from tests.mutants.mutant import Mutant
 
@@ -182,6 +183,10 @@ def mask_same_at_every_step() -> Any:
     return _keys_by(repeated)
 
 
+def rounding_of_norms_forgotten() -> Any:
+    return mock.patch.object(factored, "gamma", lambda roundings, dtype: 0.0)
+
+
 _MOVED_OR_REFUSED = "moved the sum|cannot be used for this model.*from the loop's"
 """By the battery, or before by the library, which tries its engine against the loop."""
 
@@ -263,5 +268,11 @@ MUTANTS = {
         mask_same_at_every_step,
         "random layers",
         "same masks",
+    ),
+    "rounding of norms forgotten": Mutant(
+        "A norm that does not form the gradient has no term for its rounding.",
+        rounding_of_norms_forgotten,
+        "cancellation",
+        r"Cancelling rows add \d",
     ),
 }

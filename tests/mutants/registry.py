@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.batteries import (
+    cancellation,
     gradient,
     noise,
     owed,
@@ -45,6 +46,9 @@ BATTERIES: dict[str, Callable[[], None]] = {
     ),
     "sensitivity with microbatches": lambda: (
         sensitivity.assert_neighbours_differ_by_at_most_the_clip(0.1, 4)
+    ),
+    "cancellation": lambda: cancellation.assert_cancelling_rows_are_clipped(
+        "Gram", "float64"
     ),
     "noise: standard deviation": lambda: noise.assert_stddev_of_the_weight_change(
         9, 8, 2, engine="vectorized"
