@@ -401,7 +401,8 @@ def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:
     waiting = [op for t in data for op in t.consumers()]
     while waiting:
         op = waiting.pop()
-        if id(op) not in found:
+        is_new = id(op) not in found
+        if is_new and not all(separation.known(t) is not None for t in op.outputs):
             found.add(id(op))
             waiting += [c for output in op.outputs for c in output.consumers()]
     return found
