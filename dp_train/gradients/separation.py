@@ -154,12 +154,7 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
             return [None] * len(op.outputs)
         if op.type in _OF_SIZES:
             return [SIZE] * len(op.outputs)
-        shape = op.outputs[0].shape
-        is_of_rows = (
-            op.type in _RANDOM and shape[:1] == [None] and shape[1:].is_fully_defined()
-        )
-        # A value that knows the batch size would tell each example of the others.
-        if is_of_rows and all(kind is None for kind in given[1:]):
+        if _is_made_for_rows(op, given):
             return [Examples(0, 1)]
         raise _mixes(op)
     rule = _rule(op.type)
@@ -167,6 +162,24 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     if kind is None:
         raise _mixes(op)
     return [kind] * len(op.outputs)
+
+
+def _is_made_for_rows(op: tf.Operation, given: list[Kind | None]) -> bool:
+    """Whether the op draws, or copies, one row for each example of the batch.
+
+    A value that knows the batch size would tell each example of the others; what
+    decides the number of rows may.
+    """
+    shape = op.outputs[0].shape
+    if shape[:1] != [None] or not shape[1:].is_fully_defined():
+        return False
+    if op.type == "BroadcastTo":
+        before = op.inputs[0].shape
+        is_copied = before.rank is not None and (
+            before.rank < shape.rank or before[0] == 1
+        )
+        return is_copied and given[0] is None
+    return op.type in _RANDOM and all(kind is None for kind in given[1:])
 
 
 def known(t: tf.Tensor) -> Any:

@@ -70,10 +70,9 @@ class LayerScale(layers.Layer):
 def conv_next(generator):
     inputs = keras.Input((16, 16, 3))
     x = layers.LayerNormalization()(layers.Conv2D(8, 4, strides=4)(inputs))
-    for _ in range(2):
-        y = layers.DepthwiseConv2D(7, padding="same")(x)
-        y = layers.Dense(32, activation="gelu")(layers.LayerNormalization()(y))
-        x = layers.Add()([x, LayerScale()(layers.Dense(8)(y))])
+    y = layers.DepthwiseConv2D(7, padding="same")(x)
+    y = layers.Dense(32, activation="gelu")(layers.LayerNormalization()(y))
+    x = layers.Add()([x, LayerScale()(layers.Dense(8)(y))])
     x = layers.LayerNormalization()(layers.GlobalAveragePooling2D()(x))
     return (
         keras.Model(inputs, layers.Dense(3, activation="softmax")(x)),
@@ -160,7 +159,7 @@ class ClassToken(layers.Layer):
         self.positions = self.add_weight(shape=(1, shape[1] + 1, shape[-1]))
 
     def call(self, x):
-        token = ops.zeros_like(x[:, :1]) + self.token
+        token = ops.broadcast_to(self.token, (ops.shape(x)[0], 1, x.shape[-1]))
         return ops.concatenate([token, x], axis=1) + self.positions
 
 
@@ -168,11 +167,10 @@ def vision_transformer(generator):
     inputs = keras.Input((16, 16, 3))
     x = layers.Reshape((16, 8))(layers.Conv2D(8, 4, strides=4)(inputs))
     x = ClassToken()(x)
-    for _ in range(2):
-        y = layers.LayerNormalization()(x)
-        x = x + layers.MultiHeadAttention(2, 4)(y, y)
-        y = layers.Dense(16, activation="gelu")(layers.LayerNormalization()(x))
-        x = x + layers.Dense(8)(y)
+    y = layers.LayerNormalization()(x)
+    x = x + layers.MultiHeadAttention(2, 4)(y, y)
+    y = layers.Dense(16, activation="gelu")(layers.LayerNormalization()(x))
+    x = x + layers.Dense(8)(y)
     outputs = layers.Dense(3, activation="softmax")(x[:, 0])
     return (
         keras.Model(inputs, outputs),
@@ -326,6 +324,10 @@ def test_architecture_is_trained_by_bookkeeping_and_agrees_with_the_loop(archite
         tolerance = 1e-6 if architecture is adapted else 1e-9
         name = architecture.__name__
         assert_close(clipped("auto", clip), expected, tolerance, name)
-        assert model.privacy_plan().engine == "bookkeeping", model.privacy_plan()
+        plan = model.privacy_plan()
+        assert plan.engine == "bookkeeping", plan
+        # No rule reads the Einsum of a weight, nor the SpaceToBatchND of a dilation.
+        has_alone = architecture in (mixture_of_experts, series)
+        assert bool(plan.alone) == has_alone, plan
         model.fit(x, y, batch_size=2, steps_per_epoch=1, verbose=0)
         assert model.privacy_ledger.total == 1
