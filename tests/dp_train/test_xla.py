@@ -120,6 +120,12 @@ def test_another_batch_size_keeps_the_program_unless_it_is_far_off():
     assert rows == [17, 17, 17, 76]
 
 
+def test_the_smallest_microbatch_is_compiled_too():
+    model = compiled(jit_compile=True, microbatch_size=1)
+    model.fit(*data(), batch_size=10, steps_per_epoch=1, verbose=0)
+    assert model._privacy.plan.program.rows == 3
+
+
 class Length(layers.Layer):
     """A TensorFlow op that XLA cannot compile."""
 
