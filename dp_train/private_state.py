@@ -15,6 +15,7 @@ from accounting import Ledger
 from dp_train import host, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
+from dp_train.gradients.compiled import fixed_rows
 from dp_train.gradients.objective import (
     Objective,
     Outputs,
@@ -33,15 +34,13 @@ class PrivacyState:
     """What private training keeps beside the model: never saved, found by reference."""
 
     def __init__(self, gradients: str, microbatch_size: int | str) -> None:
-        self.checked: tuple[Any, ...] = ()
         self.set_options(gradients, microbatch_size)
         self.account = Account(Ledger())
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
-        self.microbatch: int | None = None
+        self.wants_xla = False
         self.plan = choose.Plan("loop", (), (), 0)
-        self.functions: dict[float, Any] = {}
         self.owing, self.may_owe = Owing(), False
         # What a fit decides lives in variables: the compiled step outlives the fit.
         self.releases = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -53,7 +52,13 @@ class PrivacyState:
         self.gradients = choose.check_engine_name(gradients)
         choose.microbatch_rows(microbatch_size, 0, 1.0)
         self.microbatch_size = microbatch_size
-        self.checked = ()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was traced: model, loss or options are others now."""
+        self.functions: dict[float, Any] = {}
+        self.checked: tuple[Any, ...] = ()
+        self.microbatch: int | None = None
 
     def restrict(self, steps: int) -> None:
         """Lets the current fit make at most `steps` releases from its start."""
@@ -70,17 +75,20 @@ def clipped_sum_of(
 ) -> tuple[list[Any], list[tf.Tensor | None], Outputs]:
     """Clipped sum over rows, gradients of the regularisers, and what metrics need."""
     state = model._privacy
-    variables = model.trainable_variables
-    alone = [layer for layer, _ in state.plan.alone]
     tables = owing.tables if owing else ()
-    objective = Objective(
-        model, variables, state.seed_states, alone=alone, tables=tables
-    )
+    objective = dataclasses.replace(_objective(model), tables=tables)
     gradients, outputs = choose.clipped_sum(
-        state.plan.engine, objective, rows, l2_norm_clip, state.microbatch
+        state.plan.compute, objective, rows, l2_norm_clip, state.microbatch
     )
-    data_free = data_free_gradients(model, variables)
+    data_free = data_free_gradients(model, model.trainable_variables)
     return gradients, data_free, outputs
+
+
+def _objective(model: Any) -> Objective:
+    """What the plan of a checked model differentiates."""
+    state = model._privacy
+    alone = [layer for layer, _ in state.plan.alone]
+    return Objective(model, model.trainable_variables, state.seed_states, alone=alone)
 
 
 def adopt_optimizer(model: Any) -> None:
@@ -193,27 +201,38 @@ def prepare(
         state.functions.clear()
         model.train_function = None
         state.checked = fingerprint
-    microbatch = choose.microbatch_rows(
-        state.microbatch_size,
-        state.plan.numbers_per_row,
-        sampling.expected_batch_size,
-    )
-    # A loop over chunks is right for any batch, so a traced one stays.
-    is_auto = state.microbatch_size == "auto" and state.microbatch is not None
-    if microbatch != state.microbatch and not is_auto:
-        state.microbatch = microbatch
-        state.functions.clear()
-        model.train_function = None
+    _choose_chunks(model, example, sampling.expected_batch_size)
     may_owe = may_owe and state.microbatch is None
     if is_new or state.may_owe != may_owe:
         had_tables, state.owing, state.may_owe = state.owing.tables, Owing(), may_owe
         if may_owe:
-            objective = Objective(model, variables, state.seed_states)
-            state.owing = owing_of(model, state.plan, objective, batches)
+            state.owing = owing_of(model, state.plan, _objective(model), batches)
         paths = [variables[table.index].path for table in state.owing.tables]
         state.plan = dataclasses.replace(state.plan, owing=tuple(paths))
         if had_tables or state.owing.tables:
             model.train_function = None
+
+
+def _choose_chunks(model: Any, example: Any, expected_batch_size: float) -> None:
+    """Rows of a chunk, and the XLA program for so many where one is wanted."""
+    state = model._privacy
+    microbatch = choose.microbatch_rows(
+        state.microbatch_size, state.plan.numbers_per_row, expected_batch_size
+    )
+    # A loop over chunks is right for any batch, so a traced one stays.
+    is_kept = state.microbatch_size == "auto" and state.microbatch is not None
+    if state.wants_xla and not state.plan.not_compiled:
+        rows = fixed_rows(microbatch, expected_batch_size)
+        program = state.plan.program
+        is_kept = program is not None and rows / 4 <= program.rows <= 4 * rows
+        if not is_kept:
+            state.plan = choose.compiled(state.plan, _objective(model), example, rows)
+        if state.plan.program:
+            microbatch = state.plan.program.rows
+    if microbatch != state.microbatch and not is_kept:
+        state.microbatch = microbatch
+        state.functions.clear()
+        model.train_function = None
 
 
 @contextmanager

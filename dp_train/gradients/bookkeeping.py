@@ -129,6 +129,10 @@ def _norms(contributions: list[Contribution]) -> tf.Tensor:
     def norms(is_wide: bool) -> tf.Tensor:
         return tf.sqrt(tf.add_n([c.squared_norms(is_wide) for c in contributions]))
 
+    if host.is_compiled():
+        # XLA squares while it sums, so float64 is no second pass; and its float32 sums
+        # are sequential, in which a large entry would hide many small ones.
+        return norms(is_wide=True)
     quick = norms(is_wide=False)
     is_finite = tf.reduce_all(tf.math.is_finite(quick))
     return tf.cond(is_finite, lambda: quick, lambda: norms(is_wide=True))
@@ -310,6 +314,9 @@ class _PerExample:
         if is_real is not None:
             keeps = tf.logical_and(keeps, is_real)
             factors = tf.where(is_real, factors, tf.zeros_like(factors))
+        if host.is_compiled():
+            # XLA compiles anew for each value of what it needs inside a branch.
+            return self._weighted_sums(factors, keeps)
         # A finite norm has finite entries only; then nothing need be left unread.
         sums = tf.cond(
             tf.reduce_all(is_finite),
@@ -428,7 +435,8 @@ def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:
     waiting = [op for t in data for op in t.consumers()]
     while waiting:
         op = waiting.pop()
-        if id(op) not in found:
+        is_new = id(op) not in found
+        if is_new and not all(separation.known(t) is not None for t in op.outputs):
             found.add(id(op))
             waiting += [c for output in op.outputs for c in output.consumers()]
     return found

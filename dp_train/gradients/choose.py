@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,13 @@ import tensorflow as tf
 from dp_train import host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, loop, vectorized
-from dp_train.gradients.certificate import NotCertifiedError, certify
+from dp_train.gradients.certificate import (
+    NotCertifiedError,
+    certify,
+    made_up_rows,
+    reason_of,
+)
+from dp_train.gradients.compiled import Program
 from dp_train.gradients.objective import Objective, Outputs, Rows
 from dp_train.gradients.structures import (
     accumulate,
@@ -27,6 +34,7 @@ from dp_train.gradients.structures import (
     row_count,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
+from dp_train.made_up import ROWS
 
 ENGINES: dict[str, Callable[..., Any]] = {
     "bookkeeping": bookkeeping.clipped_sum,
@@ -70,6 +78,8 @@ class Plan:
         numbers_per_row: numbers in memory for each example of a chunk.
         alone: (layer, reason) of those that the engine runs one example at a time.
         owing: variables whose rows get their noise when they are read.
+        program: the engine, compiled by XLA; None if it is not.
+        not_compiled: why, where that was asked for.
     """
 
     engine: str
@@ -78,10 +88,21 @@ class Plan:
     numbers_per_row: int
     alone: Alone = ()
     owing: tuple[str, ...] = ()
+    program: Program | None = None
+    not_compiled: str = ""
+
+    @property
+    def compute(self) -> Callable[..., Any]:
+        """What gives the clipped sum of a chunk."""
+        return self.program or ENGINES[self.engine]
 
     def __str__(self) -> str:
         lines = [f"per-example gradients by engine {self.engine!r}"]
         lines += [f"  not {name!r}: {reason}" for name, reason in self.refused]
+        if self.program:
+            lines.append(f"  compiled by XLA for {self.program.rows} rows at a time")
+        if self.not_compiled:
+            lines.append(f"  not compiled by XLA: {self.not_compiled}")
         lines += [
             f"  layer {layer.name!r} one example at a time: {reason}"
             for layer, reason in self.alone
@@ -140,6 +161,36 @@ def make_plan(
         f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
         "would not be bounded as promised. Use gradients='auto'."
     )
+
+
+def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan:
+    """The plan with its engine compiled by XLA, or with the reason why it is not.
+
+    Args:
+        plan: of make_plan.
+        objective: the loss of one example.
+        example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
+        rows: of a chunk.
+    """
+    program = Program(ENGINES[plan.engine], rows)
+    try:
+        certify(program, objective, example)
+        if objective.seed_states:
+            # Certified with random layers off: a program of its own.
+            keys = [tf.zeros([ROWS, 2], s.dtype) for s in objective.seed_states]
+            is_real = tf.zeros([ROWS], tf.bool)
+            program(objective, made_up_rows(example), keys, 1.0, is_real)
+    except (UnsupportedSiteError, NotCertifiedError, tf.errors.OpError) as error:
+        why = reason_of(error)
+        warnings.warn(
+            f"jit_compile=True is not used for the gradients of this model: {why}. "
+            "They are computed without XLA, as private and as exact. Leave "
+            "jit_compile out.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return dataclasses.replace(plan, program=None, not_compiled=why)
+    return dataclasses.replace(plan, program=program, not_compiled="")
 
 
 def plan_rows(
@@ -222,7 +273,7 @@ def microbatch_rows(
 
 
 def clipped_sum(
-    engine: str,
+    compute: Callable[..., Any],
     objective: Objective,
     rows: Rows,
     l2_norm_clip: float,
@@ -231,7 +282,7 @@ def clipped_sum(
     """Sum over the rows of gradients clipped to l2 norm at most l2_norm_clip.
 
     Args:
-        engine: a key of ENGINES.
+        compute: of the plan.
         objective: the loss of one example.
         rows: (x, y, sample_weight), [n, ...]; n may be 0.
         l2_norm_clip: C > 0.
@@ -240,7 +291,6 @@ def clipped_sum(
     Returns:
         (sums, outputs): one tensor a variable; losses [n], predictions [n, ...].
     """
-    compute = ENGINES[engine]
     count = row_count(rows)
     given = map_rows(tf.convert_to_tensor, (rows, objective.example_keys(count)))
 

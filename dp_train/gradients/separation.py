@@ -150,14 +150,11 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     if op.type in ("Shape", "ShapeN"):
         return [SIZE] * len(op.outputs)
     if all(kind in (SIZE, None) for kind in given):
+        if all(known(t) is not None for t in op.outputs):
+            return [None] * len(op.outputs)
         if op.type in _OF_SIZES:
             return [SIZE] * len(op.outputs)
-        shape = op.outputs[0].shape
-        is_of_rows = (
-            op.type in _RANDOM and shape[:1] == [None] and shape[1:].is_fully_defined()
-        )
-        # A value that knows the batch size would tell each example of the others.
-        if is_of_rows and all(kind is None for kind in given[1:]):
+        if _is_made_for_rows(op, given):
             return [Examples(0, 1)]
         raise _mixes(op)
     rule = _rule(op.type)
@@ -167,14 +164,37 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     return [kind] * len(op.outputs)
 
 
-def _known(t: tf.Tensor) -> Any:
-    """The value of a tensor that does not depend on any run, or None."""
+def _is_made_for_rows(op: tf.Operation, given: list[Kind | None]) -> bool:
+    """Whether the op draws, or copies, one row for each example of the batch.
+
+    A value that knows the batch size would tell each example of the others; what
+    decides the number of rows may.
+    """
+    shape = op.outputs[0].shape
+    if shape[:1] != [None] or not shape[1:].is_fully_defined():
+        return False
+    if op.type == "BroadcastTo":
+        before = op.inputs[0].shape
+        is_copied = before.rank is not None and (
+            before.rank < shape.rank or before[0] == 1
+        )
+        return is_copied and given[0] is None
+    return op.type in _RANDOM and all(kind is None for kind in given[1:])
+
+
+def known(t: tf.Tensor) -> Any:
+    """The value of a tensor that does not depend on any run, or None.
+
+    The batch size is unknown while tracing (where it is not, it is public), so what is
+    known then is the same for every batch, also if it was computed from sizes: a causal
+    mask is made of the length of a sequence.
+    """
     value = tf.get_static_value(t)
     if value is None and t.op.type == "Reshape":
-        value, shape = map(_known, t.op.inputs)
+        value, shape = map(known, t.op.inputs)
         return None if value is None or shape is None else value.reshape(shape)
     if value is None and t.op.type == "Pack":
-        parts = [_known(part) for part in t.op.inputs]
+        parts = [known(part) for part in t.op.inputs]
         is_known = all(part is not None for part in parts)
         return np.stack(parts, t.op.get_attr("axis")) if is_known else None
     return value
@@ -250,7 +270,7 @@ def _transposed_convolution(op: tf.Operation, given: list[Kind | None]) -> Kind 
 
 def _reducing(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     kind, rank = _only(given, 0), op.inputs[0].shape.rank
-    axes = _known(op.inputs[1])
+    axes = known(op.inputs[1])
     if kind is None or axes is None or rank is None:
         return None
     dropped = sorted({int(a) % rank for a in axes.reshape(-1)})
@@ -319,7 +339,7 @@ def _reshape(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _expand(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, place = _only(given, 0), _known(op.inputs[1])
+    kind, place = _only(given, 0), known(op.inputs[1])
     if kind is None or place is None:
         return None
     place = int(place) % op.outputs[0].shape.rank
@@ -335,7 +355,7 @@ def _squeeze(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _transpose(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, order = _only(given, 0), _known(op.inputs[1])
+    kind, order = _only(given, 0), known(op.inputs[1])
     if kind is None or order is None:
         return None
     return Examples([int(a) for a in order].index(kind.axis), kind.blocks)
@@ -343,7 +363,7 @@ def _transpose(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _gather(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     table, ids, _ = given
-    axis = _known(op.inputs[2])
+    axis = known(op.inputs[2])
     batch_dims = op.get_attr("batch_dims")
     if axis is None:
         return None
@@ -368,7 +388,7 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
         name: op.get_attr(f"{name}_mask")
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
     }
-    strides = _known(op.inputs[3])
+    strides = known(op.inputs[3])
     if kind is None or strides is None or kind.axis != 0:
         return None
     if masks["ellipsis"] & 1:
@@ -382,7 +402,7 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _concat(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     *parts, _ = given
-    place = _known(op.inputs[-1])
+    place = known(op.inputs[-1])
     kinds = set(parts)
     if place is None or len(kinds) != 1:
         return None
@@ -413,7 +433,7 @@ def _unpack(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _split(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     data, place = (1, 0) if op.type == "Split" else (0, 2)
-    kind, axis = _only(given, data), _known(op.inputs[place])
+    kind, axis = _only(given, data), known(op.inputs[place])
     if kind is None or axis is None:
         return None
     return kind if int(axis) % op.inputs[data].shape.rank != kind.axis else None
@@ -423,7 +443,7 @@ def _along(is_untouched: Callable[[Any], bool]) -> Rule:
     """Ops whose second input says, for each axis, what happens to it."""
 
     def rule(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-        kind, amounts = _only(given, 0), _known(op.inputs[1])
+        kind, amounts = _only(given, 0), known(op.inputs[1])
         if kind is None or amounts is None or SIZE in given:
             return None
         return kind if is_untouched(amounts[kind.axis]) else None
@@ -432,7 +452,7 @@ def _along(is_untouched: Callable[[Any], bool]) -> Rule:
 
 
 def _reverse(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind, axes = _only(given, 0), _known(op.inputs[1])
+    kind, axes = _only(given, 0), known(op.inputs[1])
     if kind is None or axes is None:
         return None
     rank = op.inputs[0].shape.rank

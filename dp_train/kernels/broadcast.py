@@ -1,4 +1,4 @@
-"""BiasAdd, AddV2, Sub and Mul of a weight with data: shift and scale of any shape."""
+"""BiasAdd, AddV2, Sub and Mul of a weight with data, and a copy for each example."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dp_train.kernels.contribution import Contribution, Kept, UnsupportedSiteErr
 def broadcast(
     op: tf.Operation, operand: int, cotangent: tf.Tensor, batch: tf.Tensor
 ) -> Contribution:
-    """y = x + w, x - w, w - x or x * w, where w lacks the batch axis or has size 1.
+    """y = x + w, x - w, w - x, x * w or w, where w lacks the batch axis or has size 1.
 
         gradient_b = sum over broadcast axes of (+-1 or x_b) * g_b
 
     Args:
-        op: the BiasAdd, AddV2, Sub or Mul.
+        op: the BiasAdd, AddV2, Sub, Mul or BroadcastTo.
         operand: which input is the weight.
         cotangent: of the op's output.
         batch: number of examples (unused: the batch axis stays in front).
@@ -26,7 +26,8 @@ def broadcast(
     if op.type == "BiasAdd" and op.get_attr("data_format") != b"NHWC":
         raise UnsupportedSiteError("BiasAdd with channels first")
     padded = [1] * (rank - weight.rank) + list(weight)
-    if data.shape.rank != rank or padded[0] != 1:
+    is_copy = op.type == "BroadcastTo"
+    if (data.shape.rank != rank and not is_copy) or padded[0] != 1:
         raise UnsupportedSiteError(f"{op.type} of a weight along the batch axis")
     values = cotangent * data if op.type == "Mul" else cotangent
     if op.type == "Sub" and operand == 1:

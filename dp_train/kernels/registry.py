@@ -27,6 +27,7 @@ KERNELS: dict[str, Kernel] = {
     "AddV2": broadcast,
     "Sub": broadcast,
     "Mul": broadcast,
+    "BroadcastTo": broadcast,
     "GatherV2": gather,
     "Conv2D": convolution,
     "Conv3D": convolution,

@@ -211,7 +211,9 @@ def assert_result_does_not_depend_on_microbatch_size(name: str, engine: str) -> 
         )
 
 
-def assert_random_layers_draw_per_example_and_step(engine: str) -> None:
+def assert_random_layers_draw_per_example_and_step(
+    engine: str, **compile_arguments: Any
+) -> None:
     """Dropout has a mask for each example and each step.
 
     With 64 features and 8 equal examples, masks shared by the examples would make every
@@ -227,7 +229,10 @@ def assert_random_layers_draw_per_example_and_step(engine: str) -> None:
         ]
     )
     model = private(
-        model, engine=engine, loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1)
+        model,
+        engine=engine,
+        loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1),
+        **compile_arguments,
     )
     x, y = np.ones((count, features), np.float32), np.zeros((count, 1), np.float32)
     sums = [

@@ -418,10 +418,3 @@ def test_callbacks_that_decide_on_private_figures_warn():
         warnings.simplefilter("error")
         stop = keras.callbacks.EarlyStopping(monitor="val_loss")
         compiled().fit(*data(), validation_data=data(), callbacks=[stop], verbose=0)
-
-
-def test_jit_compile_warns_that_it_is_not_used():
-    with pytest.warns(UserWarning, match="Leave jit_compile out"):
-        model = compiled(jit_compile=True)
-    assert not model.jit_compile
-    model.fit(*data(), verbose=0)

@@ -142,7 +142,24 @@ class BatchSquare(layers.Layer):
         return x * tf.reduce_sum(tf.ones([size, size]), axis=1, keepdims=True)
 
 
+class CopiedSize(layers.Layer):
+    """A row for each example that holds their number."""
+
+    def call(self, x):
+        size = tf.cast(tf.shape(x)[0], "float32")
+        return x + tf.broadcast_to(size, tf.shape(x))
+
+
+class CopiedRow(layers.Layer):
+    """The first example, copied for each of the others."""
+
+    def call(self, x):
+        return x + tf.broadcast_to(x[:1], tf.shape(x))
+
+
 MIXING = (
+    CopiedSize,
+    CopiedRow,
     MixesGradients,
     BatchSlice,
     BatchSquare,
