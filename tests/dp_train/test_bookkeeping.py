@@ -488,6 +488,33 @@ def test_certificate_names_the_variable_of_a_faulty_engine(fault):
         certificate.certify(faulty(fault), objective, EXAMPLE)
 
 
+def _flips(is_flipped):
+    """Sums that are 5 % off wherever is_flipped says so of the weights."""
+
+    def change(sums, _):
+        factor = tf.where(is_flipped(tf.reduce_sum(tf.abs(sums[0]))), 1.05, 1.0)
+        return [factor * s for s in sums]
+
+    return faulty(change)
+
+
+def test_certificate_forgives_a_flip_and_nothing_that_stays():
+    objective = objective_of(series(layers.Dense(3, activation="tanh")))
+    seen = []
+
+    def only_the_first_weights(norm):
+        def is_first(norm):
+            seen.append(float(norm))
+            return len(seen) <= 2
+
+        return tf.numpy_function(is_first, [norm], tf.bool)
+
+    certificate.certify(_flips(only_the_first_weights), objective, EXAMPLE)
+    assert len(seen) == 8
+    with pytest.raises(certificate.NotCertifiedError, match="off by 0.05"):
+        certificate.certify(_flips(lambda _: True), objective, EXAMPLE)
+
+
 class TimeMajor(keras.layers.Layer):
     """Hands an inner layer rows ordered by time, then by example."""
 
