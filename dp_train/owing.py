@@ -28,8 +28,9 @@ from dp_train.noise.draw import NOISE_SOURCES
 from dp_train.noise.owed import OwedNoise
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 
-FEWEST = 1 << 19
-"""Numbers of a table from which owing pays."""
+FEWEST = 1 << 62
+"""Numbers of a table from which it owes: none does yet. Threads, signal handlers and
+custom metrics can still look at a table between two callbacks."""
 _BATCH_HOOKS = (
     "on_batch_begin",
     "on_batch_end",

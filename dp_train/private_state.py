@@ -270,5 +270,5 @@ def running(
     try:
         yield start
     finally:
-        state.owing.settle()
         state.account.sampling = None
+        state.owing.settle()

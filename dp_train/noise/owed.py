@@ -78,4 +78,7 @@ class OwedNoise:
         noise = draw.paid_now(self.rows, self.width)
         noise *= np.sqrt(owed).astype(np.float32)[:, None]
         self._table.assign_add(noise)
-        self._settled.assign(np.full(self.rows, due))
+        # From 0 again, so that a small variance is not lost next to old ones; in this
+        # order, so that an interruption costs noise twice, never once too few.
+        self._settled.assign(np.zeros(self.rows))
+        self._due.assign(0.0)

@@ -200,12 +200,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
             ]
             self.inner_optimizer.apply(noised, variables)
 
-        # The update is weights - rate * average, so this is the noise's share of it.
-        rate = tf.cast(self.inner_optimizer.learning_rate, tf.float64)
-        variance = tf.square(rate * stddev / tf.cast(divisor, tf.float64))
-        for debtor in debtors:
-            if debtor is not None:
-                debtor.owe(variance)
+        if any(debtors):
+            # The update is weights - rate * average: this is the noise's share of it.
+            rate = tf.cast(self.inner_optimizer.learning_rate, tf.float64)
+            variance = tf.square(rate * stddev / tf.cast(divisor, tf.float64))
+            for debtor in debtors:
+                if debtor is not None:
+                    debtor.owe(variance)
         if self._is_update_fused(gradients):
             tf.function(update, autograph=False, jit_compile=True)()
         else:
