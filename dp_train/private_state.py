@@ -199,7 +199,8 @@ def prepare(
         )
         # Traced again, for these shapes: a step for several would know none of them.
         state.functions.clear()
-        model.train_function = None
+        if state.account.sampling is None:  # else a fit is under way, with its own step
+            model.train_function = None
         state.checked = fingerprint
     _choose_chunks(model, example, sampling.expected_batch_size)
     may_owe = may_owe and state.microbatch is None
