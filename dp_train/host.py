@@ -33,6 +33,12 @@ _WRITES = (
     "ResourceScatter",
     "ResourceSparseApply",
     "ResourceStridedSliceAssign",
+    "RngReadAndSkip",
+    "RngSkip",
+    "StatefulRandomBinomial",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
 )
 """First letters of the ops that change state."""
 
@@ -401,14 +407,15 @@ def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
 
     def around(layer: keras.layers.RNN, call: Any) -> Any:
         def forwards(
-            sequences: Any, *args: Any, mask: Any = None, **kwargs: Any
+            sequences: Any, initial_state: Any = None, mask: Any = None, **kwargs: Any
         ) -> Any:
             if mask is None:
-                return call(sequences, *args, **kwargs)
+                return call(sequences, initial_state=initial_state, **kwargs)
             object.__setattr__(layer, "go_backwards", False)
             try:
                 reverse = [tf.reverse(t, [1]) for t in (sequences, mask)]
-                return call(reverse[0], *args, mask=reverse[1], **kwargs)
+                kwargs |= {"initial_state": initial_state, "mask": reverse[1]}
+                return call(reverse[0], **kwargs)
             finally:
                 object.__setattr__(layer, "go_backwards", True)
 

@@ -39,7 +39,7 @@ class PrivacyState:
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
-        self.wants_xla = False
+        self.wants_xla = self.is_stale = False
         self.plan = choose.Plan("loop", (), (), 0)
         self.owing, self.may_owe = Owing(), False
         # What a fit decides lives in variables: the compiled step outlives the fit.
@@ -198,9 +198,8 @@ def prepare(
             state.gradients, objective, example, batches, is_graph
         )
         # Traced again, for these shapes: a step for several would know none of them.
-        state.functions.clear()
-        if state.account.sampling is None:  # else a fit is under way, with its own step
-            model.train_function = None
+        state.microbatch = None
+        _trace_again(model)
         state.checked = fingerprint
     _choose_chunks(model, example, sampling.expected_batch_size)
     may_owe = may_owe and state.microbatch is None
@@ -211,7 +210,21 @@ def prepare(
         paths = [variables[table.index].path for table in state.owing.tables]
         state.plan = dataclasses.replace(state.plan, owing=tuple(paths))
         if had_tables or state.owing.tables:
-            model.train_function = None
+            _trace_again(model)
+
+
+def _trace_again(model: Any) -> None:
+    """Drops what was traced; a fit that is under way keeps its step to the end."""
+    state = model._privacy
+    state.functions.clear()
+    state.is_stale = True
+    _drop_stale_step(model)
+
+
+def _drop_stale_step(model: Any) -> None:
+    state = model._privacy
+    if state.is_stale and state.account.sampling is None:
+        model.train_function, state.is_stale = None, False
 
 
 def _choose_chunks(model: Any, example: Any, expected_batch_size: float) -> None:
@@ -232,8 +245,7 @@ def _choose_chunks(model: Any, example: Any, expected_batch_size: float) -> None
             microbatch = state.plan.program.rows
     if microbatch != state.microbatch and not is_kept:
         state.microbatch = microbatch
-        state.functions.clear()
-        model.train_function = None
+        _trace_again(model)
 
 
 @contextmanager
@@ -272,4 +284,5 @@ def running(
         yield start
     finally:
         state.account.sampling = None
+        _drop_stale_step(model)
         state.owing.settle()

@@ -106,7 +106,13 @@ def clipped_sum_of_call(
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
     """
     predictions = tensors((y_pred, map_rows(host.get_mask, y_pred)))
-    kinds = separation.check(tensors(rows[0]), predictions)
+    graph = predictions[0].graph
+    keys = [
+        read
+        for state in host.seed_states(objective.model)
+        for read in host.reads_of(state, graph)
+    ]
+    kinds = separation.check(tensors(rows[0]), predictions, keys=keys)
     with (
         host.without_regularization_losses(objective.model),
         keras.StatelessScope(),
@@ -134,8 +140,13 @@ def _norms(contributions: list[Contribution]) -> tf.Tensor:
         # are sequential, in which a large entry would hide many small ones.
         return norms(is_wide=True)
     quick = norms(is_wide=False)
-    is_finite = tf.reduce_all(tf.math.is_finite(quick))
-    return tf.cond(is_finite, lambda: quick, lambda: norms(is_wide=True))
+    is_finite = tf.math.is_finite(quick)
+    # Of each example by itself: the two differ in their roundings.
+    return tf.cond(
+        tf.reduce_all(is_finite),
+        lambda: quick,
+        lambda: tf.where(is_finite, quick, norms(is_wide=True)),
+    )
 
 
 @dataclass(frozen=True)
@@ -391,6 +402,7 @@ def _forward(
             tensors(x),
             [*tensors((y_pred, masks)), *(t for c in calls for t in c.elements)],
             [t for c in calls for t in c.outputs],
+            keys,
         )
         losses = _losses(objective, rows, y_pred)
     return (losses, y_pred, masks), kinds

@@ -306,10 +306,14 @@ def clipped_sum(
     if microbatch is None:
         return part(tf.constant(0), count)
     chunks = -(-count // microbatch)
+    size, more = count // tf.maximum(chunks, 1), count % tf.maximum(chunks, 1)
+
+    def start(i: tf.Tensor) -> tf.Tensor:
+        return i * size + tf.minimum(i, more)
 
     def chunk(i: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
         # As equal as can be: no chunk is padded to the size of another.
-        return part(i * count // chunks, (i + 1) * count // chunks)
+        return part(start(i), start(i + 1))
 
     return accumulate(chunk, chunks)
 

@@ -105,7 +105,11 @@ class Objective:
         )
         masks = map_rows(lambda t: _without_batch_axis(host.get_mask(t)), y_pred)
         outputs = (total, map_rows(lambda t: t[0], y_pred), masks)
-        return [tf.convert_to_tensor(g) for g in gradients], outputs
+        # Layers of open sizes may leave the shape of a gradient open.
+        return [
+            tf.ensure_shape(tf.convert_to_tensor(g), v.shape)
+            for g, v in zip(gradients, self.variables, strict=True)
+        ], outputs
 
 
 def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:

@@ -68,6 +68,17 @@ _RANDOM = frozenset(
     StatelessRandomNormalV2 StatelessRandomUniformFullIntV2 StatelessRandomUniformIntV2
     StatelessRandomUniformV2 StatelessTruncatedNormalV2 TruncatedNormal""".split()
 )
+_SOURCES = frozenset("Assert ReadVariableOp ResourceGather VarHandleOp".split())
+"""Ops with a state that is the same for all examples; Assert gives nothing."""
+_FIRST_STAYS = frozenset(
+    "Cast ConcatV2 ExpandDims Identity Pack Reshape Squeeze".split()
+)
+"""Ops on sizes that leave the first one first."""
+_OF_KEYS = frozenset(
+    """Bitcast Cast ConcatV2 ExpandDims Identity Pack Reshape Squeeze
+    StatelessRandomGetKeyCounter StridedSlice""".split()
+)
+"""Ops that make a key of a key."""
 _OF_SIZES = frozenset(
     """Add AddV2 Cast ConcatV2 ExpandDims FloorDiv GatherV2 Identity Maximum Minimum Mul
     Pack Prod Reshape Slice Squeeze StridedSlice Sub""".split()
@@ -78,6 +89,7 @@ def check(
     inputs: Iterable[tf.Tensor],
     outputs: Iterable[tf.Tensor],
     apart: Iterable[tf.Tensor] = (),
+    keys: Iterable[tf.Tensor] = (),
 ) -> Kinds:
     """Walks from inputs to outputs.
 
@@ -87,6 +99,7 @@ def check(
         outputs: predictions [b, ...], and what was made into `apart`.
         apart: tensors [b, ...] whose examples are known to be apart if those of what
             they were made of are.
+        keys: what random layers may draw from: other numbers at every step.
 
     Returns:
         The kind of every tensor that depends on the data, by id.
@@ -95,9 +108,11 @@ def check(
         UnsupportedSiteError: an op may mix examples; the message names it.
     """
     inputs, outputs, apart = list(inputs), list(outputs), list(apart)
+    keys = list(keys)
+    fresh = {id(t) for t in keys}
     kinds: Kinds = {id(t): Examples(0, 1) for t in [*inputs, *apart]}
     batch = inputs[0].shape[0]
-    needed = ancestors(outputs, {id(t.op) for t in apart})
+    needed = ancestors(outputs, {id(t.op) for t in [*apart, *keys]})
     graph = outputs[0].graph
     for op in graph.get_operations():  # in the order of creation: inputs come first
         if id(op) not in needed:
@@ -106,6 +121,16 @@ def check(
             # Drawn for a batch of fixed size, one row an example.
             if op.outputs[0].shape[0] == batch:
                 kinds[id(op.outputs[0])] = Examples(0, 1)
+        if op.op_def.is_stateful and op.type not in _SOURCES | _RANDOM:
+            raise _mixes(
+                op
+            )  # a queue, a generator, Python: what one writes others read
+        if op.type in _RANDOM and not _is_fresh(op, fresh):
+            raise UnsupportedSiteError(
+                f"{op.type} ({op.name}) draws the same numbers at every step, by the "
+                "place of an example in the batch",
+                op,
+            )
         if not any(id(t) in kinds for t in op.inputs):
             continue
         if any(id(t) in kinds for t in op.outputs):
@@ -154,9 +179,7 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
             return [None] * len(op.outputs)
         if op.type in _OF_SIZES:
             return [SIZE] * len(op.outputs)
-        if _is_made_for_rows(op, given):
-            return [Examples(0, 1)]
-        raise _mixes(op)
+        return [_made_for_rows(op, given, kinds)]
     rule = _rule(op.type)
     kind = rule(op, given) if rule else None
     if kind is None:
@@ -164,22 +187,78 @@ def _kinds_of_outputs(op: tf.Operation, kinds: Kinds) -> list[Kind | None]:
     return [kind] * len(op.outputs)
 
 
-def _is_made_for_rows(op: tf.Operation, given: list[Kind | None]) -> bool:
-    """Whether the op draws, or copies, one row for each example of the batch.
+def _made_for_rows(op: tf.Operation, given: list[Kind | None], kinds: Kinds) -> Kind:
+    """The op draws, or copies, as many rows for each example as another tensor has.
 
     A value that knows the batch size would tell each example of the others; what
     decides the number of rows may.
     """
     shape = op.outputs[0].shape
-    if shape[:1] != [None] or not shape[1:].is_fully_defined():
+    at = 1 if op.type == "BroadcastTo" else 0
+    is_known = op.type in _RANDOM or (
+        op.type == "BroadcastTo" and _is_copied(op.inputs[0].shape, shape)
+    )
+    is_of_rows = shape[:1] == [None] and shape[1:].is_fully_defined()
+    others = [kind for i, kind in enumerate(given) if i != at]
+    rows = _first_size(op.inputs[at], kinds)
+    if not is_known or not is_of_rows or rows is None or any(others):
+        raise _mixes(op)
+    return rows
+
+
+def _is_copied(before: tf.TensorShape, after: tf.TensorShape) -> bool:
+    """Whether a broadcast makes its first axis."""
+    return before.rank is not None and (before.rank < after.rank or before[0] == 1)
+
+
+def _first_size(shape: tf.Tensor, kinds: Kinds) -> Examples | None:
+    """Of whose rows the first entry of a shape, or a size, is the number; or None.
+
+    Anything but the very number (a minimum, a difference) would make of the batch size
+    what it likes.
+    """
+    op = shape.op
+    if op.type == "Shape":
+        kind = kinds.get(id(op.inputs[0]))
+        return kind if isinstance(kind, Examples) and kind.axis == 0 else None
+    if shape.dtype not in (tf.int32, tf.int64):
+        return None  # a narrow one would wrap around
+    if op.type in _FIRST_STAYS:
+        return _first_size(op.inputs[0], kinds)
+    if op.type not in ("Slice", "StridedSlice", "GatherV2"):
+        return None
+    begin, is_open = known(op.inputs[1]), False
+    if op.type == "StridedSlice":
+        strides = known(op.inputs[3])
+        moved = op.get_attr("ellipsis_mask") | op.get_attr("new_axis_mask")
+        if moved or strides is None or int(strides[0]) != 1:
+            return None
+        is_open = bool(op.get_attr("begin_mask") & 1)
+    is_first = is_open or (begin is not None and int(np.ravel(begin)[0]) == 0)
+    return _first_size(op.inputs[0], kinds) if is_first else None
+
+
+def _is_fresh(op: tf.Operation, keys: set[int]) -> bool:
+    """Whether a draw is keyed by one of the keys, not by a number in the code."""
+    if not op.type.startswith("Stateless"):
+        return True
+    waiting = list(op.inputs[1:2])
+    while waiting:
+        t = waiting.pop()
+        if id(t) in keys:
+            return True
+        if t.op.type in _OF_KEYS or _is_moved(t.op):
+            waiting += list(t.op.inputs)
+    return False
+
+
+def _is_moved(op: tf.Operation) -> bool:
+    """Whether a key is multiplied by a number, or reduced, that leaves a key of it."""
+    if op.type not in ("Mul", "FloorMod"):
         return False
-    if op.type == "BroadcastTo":
-        before = op.inputs[0].shape
-        is_copied = before.rank is not None and (
-            before.rank < shape.rank or before[0] == 1
-        )
-        return is_copied and given[0] is None
-    return op.type in _RANDOM and all(kind is None for kind in given[1:])
+    number = known(op.inputs[1])
+    least = 1 if op.type == "Mul" else 2**16
+    return number is not None and bool(np.all(np.abs(number) >= least))
 
 
 def known(t: tf.Tensor) -> Any:

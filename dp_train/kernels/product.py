@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -162,16 +161,16 @@ class Product(Contribution):
         )
 
 
-_joined: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
-
-
 def joined(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """The parts one after the other along axis 1; the same parts only once a graph.
 
     The weights of an unrolled recurrent layer share their cotangents: 64 steps of an
     LSTM would be copied once for each weight.
     """
-    known = _joined.setdefault(tf.compat.v1.get_default_graph(), {})
+    # Kept by the graph, so that both are freed together.
+    kept = tf.compat.v1.get_default_graph().get_collection_ref("dp_train_joined")
+    known: dict[Any, Any] = kept[0] if kept else {}
+    kept[:] = [known]
     key = tuple(id(p) for p in parts)
     if key not in known:
         known[key] = tf.concat(parts, axis=1), parts  # alive, so that ids stay theirs

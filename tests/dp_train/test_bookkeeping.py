@@ -355,6 +355,36 @@ def test_arrays_settle_the_sizes_that_a_model_leaves_open():
         assert model._privacy.traces == traces
 
 
+def test_longer_rows_come_in_smaller_chunks_and_a_callback_may_take_gradients(
+    monkeypatch,
+):
+    monkeypatch.setattr(choose, "MEMORY_BUDGET", 2**14)
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            layers.Conv1D(4, 2),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(1),
+        ]
+    )
+    model = compiled(model, loss="mse")
+    sizes = []
+
+    def take(batch, logs):
+        del batch, logs
+        x = np.ones((40, 9, 3), "float32")
+        clipped = dp_train.clipped_gradients(model, x, x[:, 0, :1], l2_norm_clip=1.0)
+        assert np.all(np.isfinite(clipped.gradients[0]))
+
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=take)
+    for length in (20, 200, 20):
+        x = np.ones((32, length, 3), "float32")
+        model.fit(x, x[:, 0, :1], batch_size=16, verbose=0, callbacks=[look])
+        model.fit(x, x[:, 0, :1], batch_size=16, verbose=0)
+        sizes.append(model._privacy.microbatch)
+    assert sizes[0] == sizes[2] > sizes[1]
+
+
 def test_sizes_that_vary_between_batches_stay_open(caplog):
     model = keras.Sequential(
         [keras.Input((None, 3)), layers.LSTM(2, unroll=False), layers.Dense(1)]
