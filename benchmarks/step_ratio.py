@@ -1,6 +1,6 @@
 """What a private step costs: its time over that of the plain Keras step.
 
-    python benchmarks/step_ratio.py [--models mlp cnn] [--engines auto loop] [--smoke]
+    python benchmarks/step_ratio.py [--models mlp cnn] [--engines auto "auto, XLA"]
 
 Plain and private train the same model through `fit` in one process, in alternating
 blocks of steps. The private step is whole: Poisson sampling, per-example clipping,
@@ -32,6 +32,8 @@ from benchmarks import measure  # noqa: E402
 from benchmarks.models import CASES  # noqa: E402
 
 PLAIN = ("plain", "plain XLA")
+LAZY, XLA = "auto, lazy noise", "auto, XLA"
+"""Engine "auto" with an option of the optimizer, and of compile."""
 ERROR_ROWS = 8
 
 
@@ -44,7 +46,7 @@ def optimizer(case: Any) -> Any:
 
 
 def compiled(case: Any, kind: str, noise_multiplier: float = 1.1) -> Any:
-    """The model of a case: kind is one of PLAIN, or an engine."""
+    """The model of a case: kind is one of PLAIN, an engine, LAZY or XLA."""
     import keras
 
     import dp_train
@@ -54,11 +56,14 @@ def compiled(case: Any, kind: str, noise_multiplier: float = 1.1) -> Any:
     if kind in PLAIN:
         model.compile(optimizer(case), loss=loss, jit_compile=kind == "plain XLA")
     else:
-        model = dp_train.make_private(model, gradients=kind)
+        model = dp_train.make_private(model, gradients=kind.partition(",")[0])
         private = dp_train.DPOptimizer(
-            optimizer(case), l2_norm_clip=1.0, noise_multiplier=noise_multiplier
+            optimizer(case),
+            l2_norm_clip=1.0,
+            noise_multiplier=noise_multiplier,
+            lazy_noise=kind == LAZY,
         )
-        model.compile(private, loss=loss)
+        model.compile(private, loss=loss, jit_compile=kind == XLA)
     return model
 
 
@@ -162,7 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--models", nargs="+", default=list(CASES), choices=CASES)
-    add("--engines", nargs="+", default=["auto"], help="as in make_private")
+    engines = f'as in make_private, or "{LAZY}" or "{XLA}"; default: auto, and where '
+    engines += "tables owe their noise, lazy noise too"
+    add("--engines", nargs="+", help=engines)
     add("--rounds", type=int, default=9, help="blocks of each kind")
     add("--limit", type=float, default=300, help="seconds for each measurement")
     add("--only-speed", action="store_true", help="no memory, no errors")
@@ -189,7 +196,8 @@ def main() -> None:
     for name in options.models:
         case = CASES[name]
         plain: dict[str, Any] = {}
-        for engine in options.engines:
+        is_lazy = name == "embedding"
+        for engine in options.engines or ["auto", *[LAZY] * is_lazy]:
             row = measure.speed_cells(measured("speed", name, engine))
             if not options.only_speed:
                 plain = plain or measured("cost", name, PLAIN[0])

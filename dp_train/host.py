@@ -204,6 +204,30 @@ def batch_specs(model: keras.Model, rows: Any, *, may_vary: bool) -> Any:
     return x, y, sample_weight
 
 
+def guard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
+    """From now on `before` is called whenever anybody reads or assigns the value."""
+    base: Any = type(variable)
+
+    class Guarded(base):
+        @property
+        def value(self) -> Any:
+            before()
+            return base.value.fget(self)
+
+        def _direct_assign(self, value: Any) -> None:
+            before()
+            base._direct_assign(self, value)
+
+    Guarded.__name__, Guarded.__qualname__ = base.__name__, base.__qualname__
+    Guarded.__module__ = base.__module__
+    variable.__class__ = Guarded
+
+
+def unguard_reads(variable: keras.Variable) -> None:
+    """Takes back guard_reads."""
+    variable.__class__ = type(variable).__mro__[1]
+
+
 def optimizer_of_build(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The trainable variables that the optimizer was built for."""
     return list(optimizer._trainable_variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,11 @@ from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from dp_train.owing import Settling
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
     check_ready,
+    choose_tables,
     clipped_sum_of,
     prepare,
     running,
@@ -152,7 +153,9 @@ class PrivateTraining(_Mixin):
                 "There is no plan yet. It depends on the loss and on the shapes of the "
                 "data. Call fit or train_on_batch first."
             )
-        return self._privacy.plan
+        return dataclasses.replace(
+            self._privacy.plan, notes=self._privacy.owing.notes()
+        )
 
     # --------------------------------------------------------------- the training step
 
@@ -187,16 +190,19 @@ class PrivateTraining(_Mixin):
         keras.tree.map_structure(
             lambda t, m: None if m is None else host.set_mask(t, m), y_pred, masks
         )
-        penalty = [tf.cast(p, losses.dtype) for p in host.regularization_losses(self)]
-        host.loss_tracker(self).update_state(sum(penalty, losses))
-        if host.has_output_losses(self):
-            # The mean over no rows is NaN, which would stay in the metric.
-            tf.cond(
-                rows > 0,
-                lambda: host.update_output_losses(self, y, y_pred, sample_weight),
-                lambda: None,
-            )
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        with state.owing.no_reads_traced():
+            penalty = [
+                tf.cast(p, losses.dtype) for p in host.regularization_losses(self)
+            ]
+            host.loss_tracker(self).update_state(sum(penalty, losses))
+            if host.has_output_losses(self):
+                # The mean over no rows is NaN, which would stay in the metric.
+                tf.cond(
+                    rows > 0,
+                    lambda: host.update_output_losses(self, y, y_pred, sample_weight),
+                    lambda: None,
+                )
+            return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     # --------------------------------------------------------------- Keras's own calls
 
@@ -212,9 +218,9 @@ class PrivateTraining(_Mixin):
         CPU, and none in the private step anywhere.
         """
         model_checks.check_precision(self, optimizer)
+        self._privacy.forget()
         super().compile(optimizer, *args, **kwargs)
         check_losses(self)
-        self._privacy.forget()
         # Keras drops a wish that layers or run_eagerly do not allow, with a warning.
         is_wanted = kwargs.get("jit_compile") is True and bool(self.jit_compile)
         self._privacy.wants_xla = is_wanted
@@ -228,6 +234,16 @@ class PrivateTraining(_Mixin):
             return super().make_train_function(force)
         finally:
             self._jit_compile = asked
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """As in Keras; whoever evaluates sees no weights whose noise is owed."""
+        self._privacy.owing.before_look()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """As in Keras; whoever predicts sees no weights whose noise is owed."""
+        self._privacy.owing.before_look()
+        return super().make_predict_function(force)
 
     def compile_from_config(self, config: Any) -> None:
         """As keras.Model.compile_from_config, which refuses overridden compiles."""
@@ -301,9 +317,9 @@ class PrivateTraining(_Mixin):
                 "validation_split": validation_split,
             }
         is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
+        specs = prepare(self, example, sampling, spec)
         # A generator or a prepared CallbackList may run code between our callbacks.
-        may_owe = is_list and not fit_arguments
-        prepare(self, example, sampling, spec, may_owe)
+        choose_tables(self, specs, may_owe=is_list and not fit_arguments)
         if is_list:
             callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
             # Ours first: later callbacks, the bar and History then see epsilon.
@@ -315,9 +331,9 @@ class PrivateTraining(_Mixin):
             return None if planned is None else planned * max(0, epochs - first)
 
         with running(self, sampling, planned_steps) as start:
-            if self._privacy.owing.tables:
-                callbacks.insert(0, Settling(self._privacy.owing, callbacks))
             callbacks.append(_Start(start))
+            if is_list:
+                callbacks = self._privacy.owing.callbacks(callbacks)
             return super().fit(
                 data,
                 epochs=epochs,
@@ -348,7 +364,8 @@ class PrivateTraining(_Mixin):
         check_ready(self)
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
-        prepare(self, (x, y, sample_weight), sampling)
+        specs = prepare(self, (x, y, sample_weight), sampling)
+        choose_tables(self, specs, may_owe=False)
         with running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
@@ -434,6 +451,7 @@ def clipped_gradients(
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
     host.outside_of_tracing(lambda: prepare(model, rows, sampling))
+    model._privacy.owing.before_look()
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:

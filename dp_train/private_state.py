@@ -34,6 +34,7 @@ class PrivacyState:
     """What private training keeps beside the model: never saved, found by reference."""
 
     def __init__(self, gradients: str, microbatch_size: int | str) -> None:
+        self.owing, self.owing_for = Owing(), ()
         self.set_options(gradients, microbatch_size)
         self.account = Account(Ledger())
         self.population: int | None = None
@@ -41,7 +42,6 @@ class PrivacyState:
         self.traces = 0
         self.wants_xla = self.is_stale = False
         self.plan = choose.Plan("loop", (), (), 0)
-        self.owing, self.may_owe = Owing(), False
         # What a fit decides lives in variables: the compiled step outlives the fit.
         self.releases = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.limit = tf.Variable(_NO_LIMIT, dtype=tf.int64, trainable=False)
@@ -56,6 +56,8 @@ class PrivacyState:
 
     def forget(self) -> None:
         """Drops what was traced: model, loss or options are others now."""
+        self.owing.close()
+        self.owing, self.owing_for = Owing(), ()
         self.functions: dict[float, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
@@ -150,8 +152,7 @@ def prepare(
     example: Any,
     sampling: Sampling,
     spec: Any = None,
-    may_owe: bool = False,
-) -> None:
+) -> Any:
     """Builds and checks the model, and chooses the rows of a chunk.
 
     Args:
@@ -159,7 +160,9 @@ def prepare(
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         sampling: how batches will be drawn.
         spec: the same with None for sizes that vary; None where that is not known.
-        may_owe: tables may owe their noise: nobody looks at weights unannounced.
+
+    Returns:
+        Specs of its batches.
     """
     state = model._privacy
     share_ledger_with_parts(model)
@@ -202,13 +205,32 @@ def prepare(
         _trace_again(model)
         state.checked = fingerprint
     _choose_chunks(model, example, sampling.expected_batch_size)
-    may_owe = may_owe and state.microbatch is None
-    if is_new or state.may_owe != may_owe:
-        had_tables, state.owing, state.may_owe = state.owing.tables, Owing(), may_owe
-        if may_owe:
-            state.owing = owing_of(model, state.plan, _objective(model), batches)
-        paths = [variables[table.index].path for table in state.owing.tables]
-        state.plan = dataclasses.replace(state.plan, owing=tuple(paths))
+    return batches
+
+
+def choose_tables(model: Any, specs: Any, may_owe: bool) -> None:
+    """Lets tables owe their noise in the coming fit, or no longer.
+
+    Args:
+        model: prepared.
+        specs: of its batches.
+        may_owe: nobody's code runs between the callbacks.
+    """
+    state = model._privacy
+    reason = ""
+    if not may_owe:
+        reason = "no noise is owed: others run code between batches"
+    elif state.microbatch is not None:
+        reason = "no noise is owed: gradients are summed in chunks"
+    wanted = model.optimizer.lazy_noise, reason, state.checked
+    if state.owing_for != wanted:
+        had_tables = bool(state.owing.tables)
+        state.owing.close()
+        state.owing, state.owing_for = Owing(), wanted
+        if model.optimizer.lazy_noise and reason:
+            state.owing = Owing(reasons=[reason])
+        elif model.optimizer.lazy_noise:
+            state.owing = owing_of(model, state.plan, _objective(model), specs)
         if had_tables or state.owing.tables:
             _trace_again(model)
 
@@ -281,8 +303,8 @@ def running(
     state.account.sampling = sampling
     model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
     try:
-        yield start
+        with state.owing.fit():
+            yield start
     finally:
         state.account.sampling = None
         _drop_stale_step(model)
-        state.owing.settle()

@@ -251,7 +251,6 @@ class _PerExample:
             [s for read in of_weight for s in _sites(read, read, with_data, forward)]
             for of_weight in reads
         ]
-        self._found = found
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
         outputs |= {
             id(t): t for call in calls for t in call.outputs if t.dtype.is_floating
@@ -307,9 +306,9 @@ class _PerExample:
         """
         self._by_row = frozenset(tables)
         for i in tables:
-            # Any read that data meets is a site, whether or not the loss is reached.
-            if self._found[i] or not isinstance(self.contributions[i], RowsRead | None):
-                raise UnsupportedSiteError("a table is not read by its layer alone")
+            is_by_row = isinstance(self.contributions[i], RowsRead | None)
+            if self._weights[i].consumers() or not is_by_row:
+                raise UnsupportedSiteError("more than its layer reads the table")
 
     def clipped_sum(
         self, l2_norm_clip: float, is_real: tf.Tensor | None
@@ -517,7 +516,7 @@ def _contribution(
     ]
     every = [*moved, *alone]
     if len({type(c) for c in every}) > 1:
-        raise UnsupportedSiteError("a table is not read by its layer alone")
+        raise UnsupportedSiteError("more than its layer reads the table")
     return together(every), weight
 
 

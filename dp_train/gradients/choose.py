@@ -77,9 +77,9 @@ class Plan:
         rows: one line a variable; empty unless the engine is "bookkeeping".
         numbers_per_row: numbers in memory for each example of a chunk.
         alone: (layer, reason) of those that the engine runs one example at a time.
-        owing: variables whose rows get their noise when they are read.
         program: the engine, compiled by XLA; None if it is not.
         not_compiled: why, where that was asked for.
+        notes: further lines to print.
     """
 
     engine: str
@@ -87,9 +87,9 @@ class Plan:
     rows: tuple[bookkeeping.PlanRow, ...]
     numbers_per_row: int
     alone: Alone = ()
-    owing: tuple[str, ...] = ()
     program: Program | None = None
     not_compiled: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def compute(self) -> Callable[..., Any]:
@@ -107,7 +107,7 @@ class Plan:
             f"  layer {layer.name!r} one example at a time: {reason}"
             for layer, reason in self.alone
         ]
-        lines += [f"  {path} owes its noise until a row is read" for path in self.owing]
+        lines += [f"  {note}" for note in self.notes]
         lines.append(f"  {4 * self.numbers_per_row:,} bytes for each example")
         if self.rows:
             header = ("variable", "meets data at", "rule", "kept numbers")

@@ -95,6 +95,8 @@ def read_by_row(objective: Objective, calls: list[Any]) -> Iterator[None]:
         def by_row(inputs: Any) -> Any:
             if not tf.is_tensor(inputs) or not inputs.shape.rank:
                 raise UnsupportedSiteError(f"{layer.name!r} reads ids without an axis")
+            if inputs.shape[0] is not None:
+                raise UnsupportedSiteError(f"{layer.name!r} reads ids of no example")
             ids = inputs
             if ids.dtype not in (tf.int32, tf.int64):
                 ids = tf.cast(ids, tf.int32)

@@ -12,11 +12,12 @@ law as if every row had got its own sample at every step. Momentum and weight de
 of old noise more than a sum, and need a sample at every step.
 
 Between steps the values of rows that owe hide less than was promised. Whoever hands the
-table to anybody calls `settle` first.
+table to anybody calls `settle` first (owing.py).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, final
 
 import keras
@@ -32,9 +33,13 @@ class OwedNoise:
 
     Args:
         variable: [rows, width] float32, built.
+
+    Attributes:
+        variable, rows, width: as given.
     """
 
     def __init__(self, variable: keras.Variable) -> None:
+        self.variable = variable
         self._table: tf.Variable = variable.value
         self.rows, self.width = map(int, variable.shape)
         self._due = tf.Variable(0.0, trainable=False, dtype=tf.float64)
@@ -49,7 +54,9 @@ class OwedNoise:
         Args:
             variance: float64, of one coordinate.
         """
-        self._due.assign_add(variance)
+        # Up, so that a small variance next to a large one is not lost.
+        due = tf.math.nextafter(self._due + variance, tf.constant(math.inf, tf.float64))
+        self._due.assign(due)
 
     def read(self, ids: tf.Tensor) -> tf.Tensor:
         """[n, width] rows of the table, settled first.

@@ -66,12 +66,19 @@ class DPOptimizer(keras.optimizers.Optimizer):
             `fit` cannot sample itself; else it follows from batch_size.
         noise_source: "aes256-ctr" (cryptographic keystream on the host, the default) or
             "philox" (made on the device, keyed by OS entropy).
+        lazy_noise: in `fit` of a private model on arrays or a PoissonLoader, large
+            Embedding tables get a row's noise when the row is next read, or when
+            anybody looks: as much of it, for less time. Only for plain SGD: momentum,
+            Adam and weight decay make of old noise more than a sum. Reading a table
+            settles it. What Python can't see must not read it while fit runs: a
+            tf.function traced before and called from another thread.
         name: optional name.
 
     Raises:
         ValueError: an argument is out of range, both or neither of noise_multiplier and
-            target_epsilon are given, or the inner optimizer clips, accumulates or
-            scales gradients itself.
+            target_epsilon are given, the inner optimizer clips, accumulates or scales
+            gradients itself, or lazy_noise is given with another optimizer or source
+            than it is made for.
 
     Example:
         >>> import dp_train
@@ -92,6 +99,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         target_delta: float | None = None,
         expected_batch_size: float | None = None,
         noise_source: str = NOISE_SOURCES[0],
+        lazy_noise: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
@@ -110,6 +118,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "must be a known one. Leave it out for the cryptographic keystream."
             )
         self.noise_source = noise_source
+        self.lazy_noise = self._checked_lazy_noise(lazy_noise)
         self.ledger = Ledger()
         self.account = Account(self.ledger)
 
@@ -219,12 +228,36 @@ class DPOptimizer(keras.optimizers.Optimizer):
         Only then is noise of several steps, drawn at once, the same as drawn each time.
         """
         inner = self.inner_optimizer
+        is_patched = any(callable(getattr(type(inner), n, None)) for n in vars(inner))
         return (
             type(inner) is keras.optimizers.SGD
+            and host.is_of_keras(inner)
+            and not is_patched
             and inner.momentum == 0
             and not inner.weight_decay
             and not inner.use_ema
         )
+
+    def _checked_lazy_noise(self, lazy_noise: bool) -> bool:
+        if not lazy_noise:
+            return False
+        if not self.is_plain_sgd:
+            name = type(self.inner_optimizer).__name__
+            raise ValueError(
+                f"lazy_noise={lazy_noise!r} was given with {name}. Noise of several "
+                "steps can be drawn at once where an update only adds it up: momentum, "
+                "moments, weight decay and averages make more of it. Use "
+                "keras.optimizers.SGD without them, with a learning rate that is a "
+                "number or a schedule of Keras, or leave lazy_noise out."
+            )
+        if self.noise_source != NOISE_SOURCES[0]:
+            raise ValueError(
+                f"lazy_noise={lazy_noise!r} was given with "
+                f"noise_source={self.noise_source!r}. Noise that is drawn later comes "
+                f"from {NOISE_SOURCES[0]!r} only, and the ledger names one source. "
+                "Leave one of the two out."
+            )
+        return True
 
     def _is_update_fused(self, gradients: Sequence[Any]) -> bool:
         """Whether XLA makes one loop of noise and update: large weights, known code.
@@ -408,6 +441,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             "target_delta": self.target_delta,
             "expected_batch_size": self.expected_batch_size,
             "noise_source": self.noise_source,
+            "lazy_noise": self.lazy_noise,
             "ledger": self.ledger.to_json(),
         }
 

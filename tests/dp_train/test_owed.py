@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -17,9 +20,9 @@ def test_all_rows_have_the_noise_of_every_step():
     owed.assert_all_rows_have_the_noise_of_every_step()
 
 
-@pytest.mark.parametrize("after_batches", [False, True])
-def test_whoever_looks_sees_settled_rows(after_batches):
-    owed.assert_whoever_looks_sees_settled_rows(after_batches=after_batches)
+@pytest.mark.parametrize("who", owed.CALLBACKS)
+def test_whoever_looks_sees_settled_rows(who):
+    owed.assert_whoever_looks_sees_settled_rows(who)
 
 
 def test_a_row_is_settled_once_when_it_is_read():
@@ -39,7 +42,7 @@ class Twice(keras.Model):
         return self.dense(first + keras.ops.max(self.table(-1 - x[:, 3:]), axis=1))
 
 
-def fitted(make, epochs=3):
+def fitted(make, lazy_noise, epochs=3):
     """Weights after steps on all examples without noise."""
     keras.utils.set_random_seed(1)
     generator = np.random.default_rng(3)
@@ -49,17 +52,20 @@ def fitted(make, epochs=3):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     with pytest.warns(dp_train.PrivacyWarning, match="no noise"):
         model.compile(
-            dp_train.DPSGD(0.5, l2_norm_clip=0.3, noise_multiplier=0.0), loss=loss
+            dp_train.DPSGD(
+                0.5, l2_norm_clip=0.3, noise_multiplier=0.0, lazy_noise=lazy_noise
+            ),
+            loss=loss,
         )
         model.fit(x, y, batch_size=30, epochs=epochs, verbose=0)
     return bool(model._privacy.owing.tables), model.get_weights()
 
 
 def test_clipped_sums_of_a_table_that_owes_are_those_of_one_that_does_not():
-    is_owing, expected = fitted(Twice)
-    assert not is_owing
     with owed.small_tables_owe():
-        is_owing, weights = fitted(Twice)
+        is_owing, expected = fitted(Twice, lazy_noise=False)
+        assert not is_owing
+        is_owing, weights = fitted(Twice, lazy_noise=True)
     assert is_owing
     for a, b in zip(weights, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -71,7 +77,7 @@ def compiled(optimizer=None, **embedding):
             keras.Input((owed.TOKENS,), dtype="int32"),
             keras.layers.Embedding(owed.ROWS, owed.WIDTH, **embedding),
             keras.layers.GlobalAveragePooling1D(),
-            keras.layers.Dense(2),
+            keras.layers.Dense(2, activation="softmax"),
         ]
     )
     return with_optimizer(model, optimizer or SGD(0.1))
@@ -79,8 +85,46 @@ def compiled(optimizer=None, **embedding):
 
 def with_optimizer(model, optimizer, **options):
     model = dp_train.make_private(model, **options)
-    private = dp_train.DPOptimizer(optimizer, l2_norm_clip=1.0, noise_multiplier=1.0)
+    private = dp_train.DPOptimizer(
+        optimizer, l2_norm_clip=1.0, noise_multiplier=1.0, lazy_noise=True
+    )
     model.compile(private, loss="sparse_categorical_crossentropy")
+    return model
+
+
+class Positions(keras.Model):
+    """The ids of the positions are of no example."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = keras.layers.Embedding(owed.TOKENS, 8)
+        self.dense = keras.layers.Dense(2, activation="softmax")
+
+    def call(self, x):
+        positions = self.table(
+            keras.ops.reshape(keras.ops.arange(owed.TOKENS), (1, -1))
+        )
+        tokens = keras.ops.expand_dims(keras.ops.cast(x, "float32"), -1) / owed.HOT
+        return self.dense(keras.ops.mean(positions * tokens, axis=1))
+
+
+class Prints(keras.Model):
+    """A consumer of the table that no gradient tells of."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = keras.layers.Embedding(owed.HOT, 8)
+        self.dense = keras.layers.Dense(2, activation="softmax")
+
+    def call(self, x):
+        rows = self.table(x)
+        tf.print(self.table.embeddings.value, output_stream=sys.stderr)
+        return self.dense(keras.ops.mean(rows, axis=1))
+
+
+def with_table_of_regularized_variable():
+    model = compiled()
+    model.layers[0].embeddings.regularizer = keras.regularizers.L2(0.1)
     return model
 
 
@@ -104,35 +148,258 @@ def untied_with_lora():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "reason"),
     [
-        lambda: compiled(SGD(0.1, momentum=0.9)),
-        lambda: compiled(SGD(0.1, weight_decay=1e-3)),
-        lambda: compiled(SGD(0.1, use_ema=True)),
-        lambda: compiled(keras.optimizers.Adam()),
-        lambda: compiled(embeddings_regularizer="l2"),
-        lambda: compiled(embeddings_constraint="unit_norm"),
-        lambda: with_optimizer(Tied(), SGD(0.1)),
-        lambda: with_optimizer(compiled(), SGD(0.1), microbatch_size=2),
-        untied_with_lora,
+        (lambda: compiled(embeddings_regularizer="l2"), "regularizer or constraint"),
+        (lambda: compiled(embeddings_constraint="unit_norm"), "or constraint reads"),
+        (with_table_of_regularized_variable, "regularizer or constraint reads"),
+        (lambda: with_optimizer(Positions(), SGD(0.1)), "reads ids of no example"),
+        (lambda: with_optimizer(Prints(), SGD(0.1)), "more than its layer reads"),
+        (lambda: with_optimizer(Tied(), SGD(0.1)), "more than its layer reads"),
+        (
+            lambda: with_optimizer(compiled(), SGD(0.1), microbatch_size=2),
+            "no noise is owed: gradients are summed in chunks",
+        ),
+        (untied_with_lora, "engine 'bookkeeping'"),
     ],
     ids=[
-        "momentum",
-        "weight decay",
-        "averages",
-        "Adam",
         "regularizer",
         "constraint",
+        "regularizer of the variable",
+        "positions",
+        "print",
         "tied weights",
         "chunks",
         "LoRA",
     ],
 )
-def test_where_old_noise_is_more_than_a_sum_every_row_gets_it_at_every_step(make):
+def test_where_old_noise_is_more_than_a_sum_every_row_gets_it_at_every_step(
+    make, reason
+):
     with owed.small_tables_owe():
         model = make()
         model.fit(*owed.data(16), batch_size=8, verbose=0)
     assert not model._privacy.owing.tables
+    assert reason in str(model.privacy_plan())
+
+
+def patched():
+    optimizer = SGD(0.1)
+    optimizer.update_step = lambda *a, **k: None
+    return optimizer
+
+
+class Halved(SGD):
+    """Somebody's own optimizer."""
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        SGD(0.1, momentum=0.9),
+        SGD(0.1, weight_decay=1e-3),
+        SGD(0.1, use_ema=True),
+        SGD(lambda: 0.1),
+        keras.optimizers.Adam(),
+        patched(),
+        Halved(0.1),
+    ],
+    ids=["momentum", "decay", "averages", "callable", "Adam", "patched", "subclass"],
+)
+def test_lazy_noise_is_refused_where_old_noise_is_more_than_a_sum(inner):
+    with pytest.raises(ValueError, match="can be drawn at once where an update only"):
+        dp_train.DPOptimizer(
+            inner, l2_norm_clip=1.0, noise_multiplier=1.0, lazy_noise=True
+        )
+
+
+def test_lazy_noise_is_refused_for_noise_of_the_device():
+    with pytest.raises(ValueError, match="the ledger names one source"):
+        dp_train.DPSGD(
+            0.1,
+            l2_norm_clip=1.0,
+            noise_multiplier=1.0,
+            noise_source="philox",
+            lazy_noise=True,
+        )
+
+
+def test_an_optimizer_made_other_than_plain_afterwards_releases_nothing():
+    with owed.small_tables_owe():
+        model = owed.model()
+        model.optimizer.inner_optimizer.momentum = 0.9
+        with pytest.raises(dp_train.NotPrivateError, match="more of old noise than"):
+            model.fit(*owed.data(), batch_size=8, verbose=0)
+    assert not model.privacy_ledger.total
+
+
+def test_the_option_is_saved_and_off_unless_asked_for(tmp_path):
+    model = owed.model()
+    model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").optimizer.lazy_noise
+    plain = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    assert not plain.lazy_noise
+
+
+def changed_rows(read, steps=3):
+    """Shares of the rows that moved, as found after each batch by one who reads.
+
+    The callback says that it is blind, so nobody settles for it.
+    """
+    shares = []
+    with owed.small_tables_owe():
+        model = owed.model()
+        table = model.layers[0].embeddings.value
+        before = table.numpy()
+
+        class Reads(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                read(self.model)
+                shares.append(np.any(table.numpy() != before, axis=1).mean())
+
+        Reads.__module__ = "dp_train.of_test"
+        model.fit(*owed.data(8 * steps), batch_size=8, verbose=0, callbacks=[Reads()])
+        assert model._privacy.owing.tables
+        assert np.all(table.numpy() != before)
+    return shares
+
+
+def test_without_a_reader_most_rows_owe_between_batches():
+    assert max(changed_rows(lambda model: None)) < 0.05
+
+
+READERS = {
+    "get_weights": lambda model: model.get_weights(),
+    "array": lambda model: np.asarray(model.layers[0].embeddings),
+    "assign": lambda model: model.layers[0].embeddings.assign_add(
+        np.ones((owed.ROWS, owed.WIDTH), "float32")
+    ),
+    "call": lambda model: model(owed.data(4)[0]),
+    "predict": lambda model: model.predict(owed.data(4)[0], verbose=0),
+    "predict_on_batch": lambda model: model.predict_on_batch(owed.data(4)[0]),
+    "evaluate": lambda model: model.evaluate(*owed.data(4), verbose=0),
+    "test_on_batch": lambda model: model.test_on_batch(*owed.data(4)),
+    "clipped_gradients": lambda model: dp_train.clipped_gradients(
+        model, *owed.data(4), l2_norm_clip=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+def test_whoever_reads_between_batches_settles(read):
+    assert changed_rows(read) == [1.0, 1.0, 1.0]
+
+
+FILES = {
+    "save": lambda model, path: model.save(path / "m.keras"),
+    "save_weights": lambda model, path: model.save_weights(path / "m.weights.h5"),
+    "export": lambda model, path: model.export(path / "m", verbose=False),
+    "checkpoint": lambda model, path: tf.train.Checkpoint(model=model).save(path / "m"),
+}
+
+
+@pytest.mark.parametrize("write", FILES.values(), ids=FILES.keys())
+def test_whoever_writes_a_file_between_batches_settles(write, tmp_path):
+    assert changed_rows(lambda model: write(model, tmp_path), steps=1) == [1.0]
+
+
+def in_a_thread(function):
+    errors = []
+
+    def catches():
+        try:
+            function()
+        except dp_train.NotPrivateError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=catches)
+    thread.start()
+    thread.join()
+    raise errors[0]
+
+
+REFUSED = {
+    "thread": (
+        lambda model: in_a_thread(model.get_weights),
+        "another thread than fit's while its noise is owed",
+    ),
+    "compile": (
+        lambda model: model.compile(model.optimizer, loss="mse"),
+        "inside a fit whose tables owe their noise",
+    ),
+    "train_on_batch": (
+        lambda model: model.train_on_batch(*owed.data(4)),
+        "inside a fit whose tables owe their noise",
+    ),
+}
+
+
+@pytest.mark.parametrize(("act", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_would_lose_noise_is_refused_between_batches(act, message):
+    with pytest.raises(dp_train.NotPrivateError, match=message):
+        changed_rows(act)
+
+
+class Largest(keras.metrics.Metric):
+    """A metric that reads the table, in the graph or in Python."""
+
+    def __init__(self, table, in_python):
+        super().__init__()
+        self.table, self.in_python = table, in_python
+        self.value = self.add_weight(initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        if self.in_python:
+            found = tf.py_function(lambda: np.max(self.table), [], tf.float32)
+            found = tf.ensure_shape(found, [])
+        else:
+            found = keras.ops.max(self.table)
+        self.value.assign(found)
+
+    def result(self):
+        return self.value
+
+
+@pytest.mark.parametrize("in_python", [False, True])
+def test_a_metric_may_not_read_the_table_inside_a_step(in_python):
+    with owed.small_tables_owe():
+        model = owed.model()
+        metric = Largest(model.layers[0].embeddings, in_python)
+        model.compile(model.optimizer, loss=model.loss, metrics=[metric])
+        error = tf.errors.OpError if in_python else dp_train.NotPrivateError
+        with pytest.raises(error, match="while its noise is owed"):
+            model.fit(*owed.data(), batch_size=8, verbose=0)
+        table = model.layers[0].embeddings.value
+        assert np.all(table.numpy() == model.get_weights()[0])
+
+
+class InterruptedError(Exception):
+    """Ctrl-C, say."""
+
+
+def test_an_interrupted_settlement_is_made_up_by_the_next_reader(monkeypatch):
+    with owed.small_tables_owe():
+        model = owed.model()
+        before = model.layers[0].get_weights()[0]
+        paid_now = owed.OwedNoise.settle
+
+        def interrupted(self):
+            monkeypatch.setattr(owed.OwedNoise, "settle", paid_now)
+            raise InterruptedError
+
+        monkeypatch.setattr(owed.OwedNoise, "settle", interrupted)
+        with pytest.raises(InterruptedError):
+            model.fit(*owed.data(), batch_size=8, verbose=0)
+        assert np.all(model.layers[0].get_weights()[0] != before)
+
+
+def test_small_rates_after_large_ones_owe_no_less():
+    noise = owed.OwedNoise(keras.Variable(np.zeros((4, 2), "float32")))
+    noise.owe(tf.constant(1e9, tf.float64))
+    noise.read(tf.constant([0]))
+    for _ in range(5):
+        noise.owe(tf.constant(1e-12, tf.float64))
+    assert float(noise._due - noise._settled[0]) >= 5e-12
 
 
 def test_a_generator_may_look_between_batches_so_nothing_is_owed():
@@ -156,6 +423,7 @@ def test_a_generator_may_look_between_batches_so_nothing_is_owed():
         dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         model.fit(dataset, steps_per_epoch=2, verbose=0)
     assert not model._privacy.owing.tables
+    assert "others run code between batches" in str(model.privacy_plan())
     assert np.all(model.layers[0].get_weights()[0] != before)
     assert seen
 
@@ -233,7 +501,7 @@ def test_large_tables_owe_and_the_trace_stays():
             keras.Input((4,), dtype="int32"),
             keras.layers.Embedding(9000, 64),
             keras.layers.Flatten(),
-            keras.layers.Dense(2),
+            keras.layers.Dense(2, activation="softmax"),
         ]
     )
     model = with_optimizer(model, SGD(0.1))
@@ -242,4 +510,4 @@ def test_large_tables_owe_and_the_trace_stays():
             model.fit(x, x[:, 0] % 2, batch_size=8, epochs=2, verbose=0)
     assert model._privacy.owing.tables
     assert model._privacy.traces <= 2
-    assert "embeddings owes its noise until a row is read" in str(model.privacy_plan())
+    assert "' owes its noise until a row is read" in str(model.privacy_plan())

@@ -8,7 +8,7 @@ from unittest import mock
 import tensorflow as tf
 
 from dp_train.noise.owed import OwedNoise
-from dp_train.owing import Settling
+from dp_train.owing import Owing
 from tests.mutants.mutant import Mutant
 
 _owe = OwedNoise.owe
@@ -27,10 +27,12 @@ def never_at_the_end() -> Any:
     return mock.patch.object(OwedNoise, "settle", lambda self: None)
 
 
-def callbacks_may_look() -> Any:
-    return mock.patch.object(
-        Settling, "on_train_batch_end", lambda self, batch, logs=None: None
-    )
+def callbacks_are_blind() -> Any:
+    return mock.patch("dp_train.owing._may_look", lambda callback: False)
+
+
+def readers_are_not_noticed() -> Any:
+    return mock.patch.object(Owing, "before_look", lambda self: None)
 
 
 def equal_ids_each_get_noise() -> Any:
@@ -54,9 +56,15 @@ MUTANTS = {
         "standard deviation",
     ),
     "owed_while_callbacks_look": Mutant(
-        "A callback after a batch sees rows that owe.",
-        callbacks_may_look,
+        "A callback after a batch calls a traced function on rows that owe.",
+        callbacks_are_blind,
         "owed: callbacks",
+        "standard deviation",
+    ),
+    "owed_while_python_reads": Mutant(
+        "Reading a table in Python shows rows that owe.",
+        readers_are_not_noticed,
+        "owed: readers",
         "standard deviation",
     ),
     "owed_several_times": Mutant(

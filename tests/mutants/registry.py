@@ -73,9 +73,8 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "sampler: neighbours": sampler.assert_consecutive_draws_are_independent,
     "sampler: random seed": sampler.assert_draws_ignore_the_random_seed,
     "owed: every row": lambda: owed.assert_all_rows_have_the_noise_of_every_step(1),
-    "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows(
-        after_batches=True
-    ),
+    "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows("batches"),
+    "owed: readers": lambda: owed.assert_whoever_looks_sees_settled_rows("Python"),
     "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (

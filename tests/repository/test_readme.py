@@ -85,3 +85,13 @@ def test_first_heading_of_each_version_in_the_changelog_is_privacy():
     assert versions
     for version in versions:
         assert re.findall(r"^### (.*)$", version, re.MULTILINE)[0] == "Privacy"
+
+
+def test_lazy_example_owes_noise(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = [b for b in blocks("python") if "lazy_noise=True" in b]
+    (promised,) = re.findall(r"print\(.*\)  # (.*)", block)
+
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+    assert promised in capsys.readouterr().out
