@@ -21,7 +21,7 @@ from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.framework import ops
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops import array_ops, control_flow_util
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
 _WRITES = (
@@ -336,6 +336,63 @@ def inlined_convolutions(model: keras.Model) -> Iterator[None]:
     ]
     with replaced_calls(grouped, around):
         yield
+
+
+@contextmanager
+def dilations_by_example() -> Iterator[None]:
+    """Dilated convolutions keep the rows of an example together inside the block.
+
+    TensorFlow runs them as plain ones on d interleaved parts of the input, one batch
+    of parts after the other. Here the parts of an example follow each other.
+    """
+    previous = array_ops.space_to_batch_nd, array_ops.batch_to_space_nd
+    array_ops.space_to_batch_nd = _parts_of_examples
+    array_ops.batch_to_space_nd = _examples_of_parts
+    try:
+        yield
+    finally:
+        array_ops.space_to_batch_nd, array_ops.batch_to_space_nd = previous
+
+
+def _parts_of_examples(
+    input: tf.Tensor, block_shape: Any, paddings: Any, name: str | None = None
+) -> tf.Tensor:
+    """tf.space_to_batch with rows [b, d, ...] in place of [d, b, ...], flattened."""
+    if not input.shape[1:].is_fully_defined():
+        return tf.raw_ops.SpaceToBatchND(
+            input=input, block_shape=block_shape, paddings=paddings, name=name
+        )
+    dilations, padding = (
+        tf.get_static_value(t).tolist() for t in (block_shape, paddings)
+    )
+    spatial, rest = len(dilations), input.shape[1 + len(dilations) :]
+    padded = tf.pad(input, [[0, 0], *padding, *[[0, 0]] * len(rest)], name=name)
+    sizes = [padded.shape[1 + i] // d for i, d in enumerate(dilations)]
+    pairs = [n for pair in zip(sizes, dilations, strict=True) for n in pair]
+    parts = tf.reshape(padded, [-1, *pairs, *rest])
+    order = [*range(2, 2 * spatial + 1, 2), *range(1, 2 * spatial, 2)]
+    last = range(1 + 2 * spatial, parts.shape.rank)
+    return tf.reshape(tf.transpose(parts, [0, *order, *last]), [-1, *sizes, *rest])
+
+
+def _examples_of_parts(
+    input: tf.Tensor, block_shape: Any, crops: Any, name: str | None = None
+) -> tf.Tensor:
+    """The inverse, and crops."""
+    if not input.shape[1:].is_fully_defined():
+        return tf.raw_ops.BatchToSpaceND(
+            input=input, block_shape=block_shape, crops=crops, name=name
+        )
+    dilations, cropped = (tf.get_static_value(t).tolist() for t in (block_shape, crops))
+    spatial = len(dilations)
+    sizes, rest = input.shape[1 : 1 + spatial], input.shape[1 + spatial :]
+    parts = tf.reshape(input, [-1, *dilations, *sizes, *rest])
+    order = [i for k in range(1, 1 + spatial) for i in (spatial + k, k)]
+    last = range(1 + 2 * spatial, parts.shape.rank)
+    whole = [s * d for s, d in zip(sizes, dilations, strict=True)]
+    joined = tf.reshape(tf.transpose(parts, [0, *order, *last]), [-1, *whole, *rest])
+    kept = (slice(c[0], n - c[1]) for c, n in zip(cropped, whole, strict=True))
+    return tf.identity(joined[:, *kept], name=name)
 
 
 def is_trainable_state_changed(model: keras.Model) -> bool:

@@ -264,21 +264,9 @@ class _PerExample:
         reached = [
             [s for s in sites if id(s.op.outputs[0]) in cotangents] for sites in found
         ]
-        for site in (s for sites in reached for s in sites):
-            of_inputs = [kinds.get(id(t)) for t in site.op.inputs]
-            examples = [k for k in of_inputs if isinstance(k, separation.Examples)]
-            if any(k.axis for k in examples):
-                raise UnsupportedSiteError(
-                    f"{site.op.type} reads examples that lie along another axis than "
-                    "the first",
-                    site.op,
-                )
-            if site.op.type in ONE_ROW_AN_EXAMPLE and any(
-                k.blocks != 1 for k in examples
-            ):
-                raise UnsupportedSiteError(
-                    f"{site.op.type} reads several rows of each example", site.op
-                )
+        blocks = {
+            id(s.op): _rows_an_example(s.op, kinds) for sites in reached for s in sites
+        }
         from_calls = [call.contributions(cotangents) for call in calls]
         self.sites = [[s.op.type for s in sites] for sites in reached]
         for call, contributions in zip(calls, from_calls, strict=True):
@@ -289,7 +277,12 @@ class _PerExample:
         self.contributions, self._operands = zip(
             *(
                 _contribution(
-                    weight, sites, cotangents, batch, [k for k in kept if k is not None]
+                    weight,
+                    sites,
+                    cotangents,
+                    batch,
+                    blocks,
+                    [k for k in kept if k is not None],
                 )
                 for weight, sites, *kept in zip(
                     self._weights, reached, *from_calls, strict=True
@@ -391,6 +384,7 @@ def _forward(
         host.without_regularization_losses(model),
         host.unrolled_recurrence(model),
         host.inlined_convolutions(model),
+        host.dilations_by_example(),
         keras.StatelessScope(mapping, collect_losses=True) as scope,
     ):
         y_pred = host.call_model(model, x, objective.training)
@@ -440,6 +434,17 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     return losses
 
 
+def _rows_an_example(op: tf.Operation, kinds: separation.Kinds) -> int:
+    """Rows along the first axis that each example has in the inputs of an op."""
+    found = [kinds.get(id(t)) for t in op.inputs]
+    examples = {k for k in found if isinstance(k, separation.Examples)}
+    if any(k.axis for k in examples):
+        raise UnsupportedSiteError(
+            f"{op.type} reads examples that lie along another axis than the first", op
+        )
+    return max((k.blocks for k in examples), default=1)
+
+
 def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:
     """ids of the ops that depend on the data, downstream of it."""
     found: set[int] = set()
@@ -480,6 +485,7 @@ def _contribution(
     sites: list[Site],
     cotangents: dict[int, tf.Tensor],
     batch: tf.Tensor,
+    blocks: dict[int, int],
     alone: list[Contribution],
 ) -> tuple[Contribution | None, tf.Tensor]:
     """The per-example gradients of one weight over its sites, and of which tensor.
@@ -488,6 +494,7 @@ def _contribution(
     rearranged; else every example's gradient is moved back to the weight.
 
     Args:
+        blocks: by id of an op, the rows of its inputs for each example.
         alone: gradients in the weight's shape, from calls of layers.
     """
     found: list[Contribution] = []
@@ -496,8 +503,10 @@ def _contribution(
         if kernel is None:
             raise UnsupportedSiteError(f"no kernel reads {site.op.type}", site.op)
         cotangent = cotangents[id(site.op.outputs[0])]
+        several = blocks[id(site.op)] if site.op.type in ONE_ROW_AN_EXAMPLE else 1
         try:
-            found.append(kernel(site.op, site.operand, cotangent, batch))
+            one = kernel(site.op, site.operand, cotangent, batch * several)
+            found.append(one if several == 1 else one.added(batch, several))
         except UnsupportedSiteError as error:
             error.op = site.op
             raise

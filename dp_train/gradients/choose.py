@@ -44,7 +44,7 @@ ENGINES: dict[str, Callable[..., Any]] = {
 """From the fastest to the most general."""
 _FEWEST_ROWS = 2
 """Kernels and maps of TensorFlow 2.21 lose shapes, or crash, on fewer rows."""
-MEMORY_BUDGET = 256 * 2**20
+MEMORY_BUDGET = 192 * 2**20
 """Bytes that the per-example gradients of one chunk may take."""
 
 

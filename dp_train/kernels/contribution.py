@@ -62,6 +62,19 @@ class Contribution(abc.ABC):
     def kept(self) -> tf.Tensor:
         """[b, k...] the gradients themselves."""
 
+    def added(self, batch: tf.Tensor, several: int) -> Contribution:
+        """Gradients of examples, where these are those of their rows.
+
+        Args:
+            batch: b; the rows of an example follow each other in [b several].
+            several: rows of an example.
+        """
+        rows = self.kept()
+        shape = rows.shape[1:]
+        gradients = tf.reduce_sum(tf.reshape(rows, [batch, several, *shape]), axis=1)
+        scratch = several * ((shape.num_elements() or 0) + self.scratch_per_row)
+        return Kept(self.rule, tf.ensure_shape(gradients, [None, *shape]), scratch)
+
     @abc.abstractmethod
     def plus(self, others: Sequence[Any]) -> Contribution:
         """Gradients of an operand that is used several times: norms need cross terms.

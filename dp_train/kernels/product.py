@@ -149,6 +149,15 @@ class Product(Contribution):
         gradients = tf.reshape(self._gradients, tf.stack([batch, *self._shape]))
         return tf.ensure_shape(gradients, [None, *self._shape])
 
+    def added(self, batch: tf.Tensor, several: int) -> Product:
+        positions = self._positions and self._positions * several
+        inputs, cotangents = (
+            tf.reshape(t, tf.stack([batch, positions or -1, t.shape[-1]]))
+            for t in (self._inputs, self._cotangents)
+        )
+        made = several * self._made_per_row
+        return Product(inputs, cotangents, positions, self._shape, made)
+
     def plus(self, others: Sequence[Product]) -> Contribution:
         every = [self, *others]
         counts = [p._positions for p in every if p._positions is not None]

@@ -9,6 +9,7 @@ import tensorflow as tf
 from dp_train.kernels.broadcast import broadcast
 from dp_train.kernels.contribution import Contribution
 from dp_train.kernels.convolution import convolution, depthwise, transposed
+from dp_train.kernels.einsum import einsum
 from dp_train.kernels.gather import gather
 from dp_train.kernels.matmul import matmul
 
@@ -18,7 +19,8 @@ ONE_ROW_AN_EXAMPLE = frozenset(
     """AddV2 BiasAdd Conv2D Conv2DBackpropInput Conv3D DepthwiseConv2dNative Mul
     Sub""".split()
 )
-"""Ops whose kernel takes each row of the first axis for an example."""
+"""Ops whose kernel takes each row of the first axis for an example; where an example
+has several, as in a dilated convolution, their gradients are added."""
 
 KERNELS: dict[str, Kernel] = {
     "MatMul": matmul,
@@ -33,4 +35,5 @@ KERNELS: dict[str, Kernel] = {
     "Conv3D": convolution,
     "Conv2DBackpropInput": transposed,
     "DepthwiseConv2dNative": depthwise,
+    "Einsum": einsum,
 }

@@ -36,9 +36,9 @@ def embedded_twice():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(read)))
 
 
-def shared_convolution():
+def shared_convolution(**options):
     inputs = keras.Input((7, 6, 3))
-    shared = layers.Conv2D(3, 3, padding="same", activation="tanh")
+    shared = layers.Conv2D(3, 3, padding="same", activation="tanh", **options)
     return keras.Model(
         inputs, layers.Dense(2)(layers.Flatten()(shared(shared(inputs))))
     )
@@ -193,8 +193,26 @@ COVERED = {
     ),
     "shared convolution": shared_convolution,
     "embedding read twice": embedded_twice,
+    "dilated convolution": lambda: images(
+        layers.Conv2D(3, 2, dilation_rate=(2, 1)),
+        layers.Conv2D(2, 2, dilation_rate=2, padding="same"),
+    ),
+    "dilated causal convolution": lambda: series(
+        layers.Conv1D(3, 2, dilation_rate=3, padding="causal"), layers.Dense(2)
+    ),
+    "dilated convolution in three dimensions": lambda: images(
+        layers.Conv3D(2, 2, dilation_rate=2), shape=(3, 4, 3, 2)
+    ),
+    "dilated depthwise": lambda: images(
+        layers.DepthwiseConv2D(2, dilation_rate=2), layers.Conv2D(2, 2)
+    ),
+    "dilated shared convolution": lambda: shared_convolution(dilation_rate=2),
     "einsum": lambda: series(
         layers.EinsumDense("abc,cde->abde", output_shape=(4, 2, 3), bias_axes="de")
+    ),
+    "einsum with an axis of its own": lambda: series(
+        layers.EinsumDense("abc,bcd->abd", output_shape=(4, 2)),
+        layers.EinsumDense("abc,b->ac", output_shape=(2,)),
     ),
     "gru": lambda: series(layers.GRU(2)),
     "gru, reset before": lambda: series(layers.GRU(2, reset_after=False)),
@@ -217,10 +235,6 @@ COVERED = {
 
 
 ALONE = {
-    "dilated convolution": (
-        lambda: images(layers.Conv2D(2, 2, dilation_rate=2), layers.Conv2D(2, 2)),
-        "SpaceToBatchND",
-    ),
     "transposed in three dimensions": (
         lambda: images(layers.Conv3DTranspose(2, 2), shape=(3, 3, 3, 2)),
         "Conv3DBackpropInput",
