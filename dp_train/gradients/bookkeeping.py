@@ -40,6 +40,8 @@ from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
 
 Call = AloneCall | TableCall
 
+NOISE_ONLY = "noise only"
+"""The rule of a weight that the loss does not reach."""
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
 )
@@ -156,7 +158,7 @@ class PlanRow:
     Attributes:
         variable: its path.
         sites: ops at which it meets data.
-        rule: of the kernel; "noise only" where the loss does not reach it.
+        rule: of the kernel; NOISE_ONLY where the loss does not reach it.
         kept_per_row: numbers in memory for each example until the sum.
         scratch_per_row: numbers in memory for each example while they are computed.
     """
@@ -192,7 +194,7 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
             PlanRow(
                 variable.path,
                 ", ".join(f"{n} x {op}" if n > 1 else op for op, n in places.items()),
-                "noise only" if contribution is None else contribution.rule,
+                NOISE_ONLY if contribution is None else contribution.rule,
                 0 if contribution is None else contribution.kept_per_row,
                 0 if contribution is None else contribution.scratch_per_row,
             )
@@ -208,11 +210,13 @@ def _traced(
     weights = weight_values(objective.variables)
     # One key for the whole batch: random layers draw per example by themselves.
     batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
-    calls: list[Call] = []
-    with run_alone(objective, calls), read_by_row(objective, calls):
-        outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
     reads = [[weight] for weight in weights]
-    traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
+    calls: list[Call] = []
+    with host.without_recomputation():
+        with run_alone(objective, calls), read_by_row(objective, calls):
+            outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
+        # Layers that run alone are called once more.
+        traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
     traced.read_by_row([table.index for table in objective.tables])
     return traced, outputs
 

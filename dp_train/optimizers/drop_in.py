@@ -122,6 +122,14 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
     ]
     is_hidden = len(writes) > len(written)
     forward = ancestors(tensors(y_pred))
+    for variable in model.trainable_variables:
+        for op in host.users_of(variable, _graph()):
+            if id(op) in forward and op.type not in ("ReadVariableOp", "VariableShape"):
+                _refuse(
+                    f"{op.type} ({op.name}) is handed the variable {variable.path} "
+                    "itself, as loops, keras.remat and tf.gather do, and what it reads "
+                    "is not seen"
+                )
     read = [op for v in metrics for op in _reads(v) if id(op) in forward]
     if read or any(v is w for v in metrics for w in model.weights):
         _refuse("a metric is part of the forward pass, or has a weight of the model")

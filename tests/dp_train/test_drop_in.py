@@ -322,6 +322,22 @@ class Hoarding(layers.Layer):
         return x + self.seen.result()
 
 
+class LookingUp(layers.Layer):
+    """Reads rows of a variable without reading its value."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(2, 3), name="table")
+
+    def call(self, x):
+        rows = tf.gather(self.table.value, tf.cast(x > 0, tf.int32))
+        return keras.ops.mean(rows, axis=1)
+
+
+class Recomputed(layers.Dense):
+    def call(self, x):
+        return keras.remat(super().call)(x)
+
+
 def stacked(*extra, kind=keras.Sequential):
     return kind([keras.Input((5,)), *extra, layers.Dense(3)])
 
@@ -352,12 +368,22 @@ REFUSED = {
     "recurrent loop": (
         lambda: stacked(layers.Reshape((5, 1)), layers.LSTM(2)),
         {},
-        "may mix examples",
+        "While .* is handed the variable .*kernel",
     ),
     "added loss": (
         lambda: stacked(layers.Dense(2, activity_regularizer="l2")),
         {},
         "add_loss",
+    ),
+    "look-up that no tensor shows": (
+        lambda: stacked(LookingUp()),
+        {},
+        "ResourceGather .* is handed the variable",
+    ),
+    "rematerialization": (
+        lambda: stacked(Recomputed(2)),
+        {},
+        "IdentityN",
     ),
     "own train_step": (lambda: stacked(kind=OwnStep), {}, "train_step of Keras"),
     "XLA": (lambda: stacked(), {"jit_compile": True}, "jit_compile=False"),
