@@ -101,7 +101,11 @@ class EpsilonLogger(_PrivacyCallback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file."""
         if isinstance(self.model, PrivateTraining):
-            warn_of_large_delta(self.delta, self.model._privacy.population)
+            population = self.model._privacy.population
+        else:
+            sampling = self.model.optimizer.account.sampling
+            population = getattr(sampling, "population", None)
+        warn_of_large_delta(self.delta, population)
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._written = self.ledger.total

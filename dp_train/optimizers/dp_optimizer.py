@@ -292,11 +292,19 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             NotPrivateError: not in such a graph, or it does not show each example.
+            ValueError: the optimizer has a target_epsilon.
         """
         del grads
         variables = list(trainable_variables or host.optimizer_of_build(self))
         if self.target_epsilon is not None:
-            self._known_noise_multiplier()
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon:g} cannot be kept in the fit of "
+                "a plain model: Keras does not tell its optimizer how many steps there "
+                "will be. Call model = dp_train.make_private(model) before compile, "
+                "and pass arrays or the loader to fit; or give noise_multiplier="
+                "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
+                "sampling_probability, steps)."
+            )
         self._warn_of_missing_noise()
         # One account for good: a traced step keeps it.
         self.account.ledger = self.ledger
