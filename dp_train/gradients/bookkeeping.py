@@ -26,6 +26,7 @@ import tensorflow as tf
 from dp_train import clipping, host
 from dp_train.gradients import separation
 from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
+from dp_train.gradients.claims import checked_at_run_time
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
 from dp_train.gradients.tables import TableCall, read_by_row
@@ -120,6 +121,7 @@ def clipped_sum_of_call(
         keras.StatelessScope(),
     ):
         losses = _losses(objective, rows, y_pred)
+    losses = checked_at_run_time(losses, predictions, keys)
     traced = _PerExample(
         losses, reads, tensors(rows[0]), kinds, separation.ancestors(predictions)
     )
@@ -402,13 +404,14 @@ def _forward(
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
         masks = map_rows(host.get_mask, y_pred)
-        kinds = separation.check(
-            tensors(x),
-            [*tensors((y_pred, masks)), *(t for c in calls for t in c.elements)],
-            [t for c in calls for t in c.outputs],
-            keys,
-        )
+        outputs = [
+            *tensors((y_pred, masks)),
+            *(t for c in calls for t in c.elements),
+        ]
+        apart = [t for c in calls for t in c.outputs]
+        kinds = separation.check(tensors(x), outputs, apart, keys)
         losses = _losses(objective, rows, y_pred)
+    losses = checked_at_run_time(losses, outputs, [*apart, *keys])
     return (losses, y_pred, masks), kinds
 
 
