@@ -291,6 +291,22 @@ def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def random_layers_off(model: keras.Model) -> Iterator[None]:
+    """Layers with a seed generator of their own are not training inside the block."""
+
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def off(*args: Any, **kwargs: Any) -> Any:
+            if "training" in kwargs:
+                kwargs["training"] = False
+            return call(*args, **kwargs)
+
+        return off
+
+    with replaced_calls([s for s in sublayers(model) if s._seed_generators], around):
+        yield
+
+
+@contextmanager
 def inlined_convolutions(model: keras.Model) -> Iterator[None]:
     """float32 convolutions with groups as plain ops inside the block.
 

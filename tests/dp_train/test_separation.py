@@ -123,7 +123,7 @@ def _coupled_behind(x):
 
 
 class MixesGradients(layers.Layer):
-    """Only in training, which the certificate of a model with dropout does not see."""
+    """Only in training."""
 
     def call(self, x, training=None):
         return _coupled_behind(x) if training else x
