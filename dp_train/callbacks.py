@@ -101,7 +101,11 @@ class EpsilonLogger(_PrivacyCallback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file."""
         if isinstance(self.model, PrivateTraining):
-            warn_of_large_delta(self.delta, self.model._privacy.population)
+            population = self.model._privacy.population
+        else:
+            sampling = self.model.optimizer.account.sampling
+            population = getattr(sampling, "population", None)
+        warn_of_large_delta(self.delta, population)
         if self.log_dir is not None:
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._written = self.ledger.total
@@ -206,7 +210,8 @@ class BudgetStop(_PrivacyCallback):
 
     At the start of a fit it finds the largest number of steps whose certified upper
     bound is within the budget, with everything spent before. A guard inside the
-    compiled step enforces it, also in the middle of `steps_per_execution`.
+    compiled step enforces it, also in the middle of `steps_per_execution`. A step with
+    less noise than there was at the start is refused; more noise costs steps.
 
     Args:
         target_epsilon: > 0.
@@ -241,9 +246,8 @@ class BudgetStop(_PrivacyCallback):
     def _arm(self) -> None:
         state = self.model._privacy
         ledger = self.ledger
-        event = state.account.sampling.event(
-            GaussianEvent(self.model.optimizer.noise_multiplier)
-        )
+        noise_multiplier = self.model.optimizer.noise_multiplier
+        event = state.account.sampling.event(GaussianEvent(noise_multiplier))
         steps = calibrate.steps(
             self.target_epsilon,
             self.target_delta,
@@ -259,6 +263,7 @@ class BudgetStop(_PrivacyCallback):
                 "here."
             )
         state.restrict(steps)
+        state.account.least_noise_multiplier = noise_multiplier
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Ends fit once the guard holds the steps back."""

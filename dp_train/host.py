@@ -21,7 +21,7 @@ from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.framework import ops
-from tensorflow.python.ops import array_ops, control_flow_util
+from tensorflow.python.ops import array_ops, control_flow_util, custom_gradient
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
 _WRITES = (
@@ -131,10 +131,16 @@ def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
 
 def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
     """Tensors that a variable's value was read to in a graph, in order."""
+    return [
+        op.outputs[0] for op in users_of(variable, graph) if op.type == "ReadVariableOp"
+    ]
+
+
+def users_of(variable: keras.Variable, graph: Any) -> list[tf.Operation]:
+    """Ops that are handed a variable itself in a graph: to read it, in most cases."""
     handle = variable.value.handle
     inside = [i for outside, i in graph.captures if outside is handle]
-    consumers = [op for placeholder in inside for op in placeholder.consumers()]
-    return [op.outputs[0] for op in consumers if op.type == "ReadVariableOp"]
+    return [op for placeholder in inside for op in placeholder.consumers()]
 
 
 def has_foreign_gradient(op: Any) -> bool:
@@ -309,6 +315,22 @@ def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def random_layers_off(model: keras.Model) -> Iterator[None]:
+    """Layers with a seed generator of their own are not training inside the block."""
+
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def off(*args: Any, **kwargs: Any) -> Any:
+            if "training" in kwargs:
+                kwargs["training"] = False
+            return call(*args, **kwargs)
+
+        return off
+
+    with replaced_calls([s for s in sublayers(model) if s._seed_generators], around):
+        yield
+
+
+@contextmanager
 def inlined_convolutions(model: keras.Model) -> Iterator[None]:
     """float32 convolutions with groups as plain ops inside the block.
 
@@ -393,6 +415,36 @@ def _examples_of_parts(
     joined = tf.reshape(tf.transpose(parts, [0, *order, *last]), [-1, *whole, *rest])
     kept = (slice(c[0], n - c[1]) for c, n in zip(cropped, whole, strict=True))
     return tf.identity(joined[:, *kept], name=name)
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Inside the block `keras.remat` and RematScope call what they wrap, as it is.
+
+    tf.recompute_grad, which they are, saves memory and computes no other gradient. But
+    it differentiates only what is handed to it and tf.Variables; weights that are
+    tensors would get no gradient (TensorFlow 2.21).
+    """
+    code = custom_gradient.recompute_grad.__code__
+    names = "_eager_mode_decorator", "_graph_mode_decorator"
+    previous = {name: getattr(custom_gradient, name) for name in names}
+
+    def through(decorator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(f: Any, args: Any, kwargs: Any) -> Any:
+            if f.__code__ not in code.co_consts:
+                return decorator(f, args, kwargs)
+            place = f.__code__.co_freevars.index("f")
+            return f.__closure__[place].cell_contents(*args, **kwargs)
+
+        return call
+
+    for name, decorator in previous.items():
+        setattr(custom_gradient, name, through(decorator))
+    try:
+        yield
+    finally:
+        for name, decorator in previous.items():
+            setattr(custom_gradient, name, decorator)
 
 
 def is_trainable_state_changed(model: keras.Model) -> bool:

@@ -29,12 +29,13 @@ class PoissonLoader(keras.utils.PyDataset):
     Args:
         x, y: arrays [N, ...], or dicts, lists and tuples of such arrays.
         sample_weight: [N, ...] weights, applied to the loss before clipping.
+        class_weight: {class: weight} instead, for integer or one-hot labels y.
         batch_size: expected batch size B, in (0, N].
         steps_per_epoch: batches in an epoch; default ceil(N / B).
 
     Raises:
         ValueError: batch_size above N, arrays of different lengths, or arrays that are
-            not dense numbers.
+            not dense numbers; or both kinds of weights.
 
     Example:
         >>> import numpy as np, dp_train
@@ -51,8 +52,16 @@ class PoissonLoader(keras.utils.PyDataset):
         *,
         batch_size: float,
         steps_per_epoch: int | None = None,
+        class_weight: dict[int, float] | None = None,
     ) -> None:
         super().__init__()
+        if class_weight is not None:
+            if sample_weight is not None:
+                raise ValueError(
+                    "class_weight and sample_weight were both given. Which one should "
+                    "weight the loss is not clear. Multiply them into sample_weight."
+                )
+            sample_weight = host.class_weight_to_sample_weight(y, class_weight)
         self.arrays = tuple(_dense(a) for a in (x, y, sample_weight))
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
@@ -112,7 +121,8 @@ class PoissonLoader(keras.utils.PyDataset):
             model.fit(loader.dataset_for(optimizer), epochs=15)
 
         The optimizer accounts Poisson sampling from then on, one release for each
-        batch that was drawn here. Train it on these batches only.
+        batch that was drawn here. Train it on these batches only. They carry weights,
+        so Keras refuses class_weight beside them: give it to the loader.
 
         Args:
             optimizer: a DPOptimizer; its expected_batch_size becomes the loader's.
@@ -216,19 +226,13 @@ def poisson_loader(
                 "loader decides these itself. Pass them to PoissonLoader instead."
             )
         return x, x.sampling
-    if class_weight is not None:
-        if sample_weight is not None:
-            raise ValueError(
-                "class_weight and sample_weight were both given. Which one should "
-                "weight the loss is not clear. Multiply them into sample_weight."
-            )
-        sample_weight = host.class_weight_to_sample_weight(y, class_weight)
     loader = PoissonLoader(
         x,
         y,
         sample_weight,
         batch_size=32 if batch_size is None else batch_size,
         steps_per_epoch=steps_per_epoch,
+        class_weight=class_weight,
     )
     return loader, loader.sampling
 

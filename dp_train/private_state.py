@@ -307,4 +307,5 @@ def running(
             yield start
     finally:
         state.account.sampling = None
+        state.account.least_noise_multiplier = 0.0
         _drop_stale_step(model)

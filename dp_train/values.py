@@ -33,10 +33,12 @@ class Account:
     """Where a release is charged: the ledger, and how its batch was drawn.
 
     `sampling` may be exchanged between fits; the compiled step asks at run time.
+    `least_noise_multiplier` is what a budget counts on: with less, fewer steps fit.
     """
 
     ledger: Ledger
     sampling: Sampling | None = None
+    least_noise_multiplier: float = 0.0
 
     def charge(
         self, noise_multiplier: float, l2_norm_clip: float, noise_source: str
@@ -44,13 +46,21 @@ class Account:
         """Records one release; called before its noise leaves the generator.
 
         Raises:
-            NotPrivateError: no sampling was declared for this release.
+            NotPrivateError: no sampling was declared for this release, or it has less
+                noise than a budget counts on.
         """
         if self.sampling is None:
             raise NotPrivateError(
                 "A release was about to be made outside fit, train_on_batch and "
                 "apply_clipped_sum. It cannot be accounted, since nothing says how "
                 "its batch was drawn. Call one of those three instead."
+            )
+        if noise_multiplier < self.least_noise_multiplier:
+            raise NotPrivateError(
+                f"A release was about to be made with noise_multiplier="
+                f"{noise_multiplier:g}, and BudgetStop counts on at least "
+                f"{self.least_noise_multiplier:g} until fit ends. Its steps would "
+                "exceed the budget. Lower the noise between two fits."
             )
         self.ledger.charge(
             self.sampling.event(GaussianEvent(noise_multiplier)),

@@ -26,6 +26,7 @@ import tensorflow as tf
 from dp_train import clipping, host
 from dp_train.gradients import separation
 from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
+from dp_train.gradients.claims import checked_at_run_time
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
 from dp_train.gradients.tables import TableCall, read_by_row
@@ -40,6 +41,8 @@ from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
 
 Call = AloneCall | TableCall
 
+NOISE_ONLY = "noise only"
+"""The rule of a weight that the loss does not reach."""
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
 )
@@ -118,6 +121,7 @@ def clipped_sum_of_call(
         keras.StatelessScope(),
     ):
         losses = _losses(objective, rows, y_pred)
+    losses = checked_at_run_time(losses, predictions, keys)
     traced = _PerExample(
         losses, reads, tensors(rows[0]), kinds, separation.ancestors(predictions)
     )
@@ -156,7 +160,7 @@ class PlanRow:
     Attributes:
         variable: its path.
         sites: ops at which it meets data.
-        rule: of the kernel; "noise only" where the loss does not reach it.
+        rule: of the kernel; NOISE_ONLY where the loss does not reach it.
         kept_per_row: numbers in memory for each example until the sum.
         scratch_per_row: numbers in memory for each example while they are computed.
     """
@@ -192,7 +196,7 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
             PlanRow(
                 variable.path,
                 ", ".join(f"{n} x {op}" if n > 1 else op for op, n in places.items()),
-                "noise only" if contribution is None else contribution.rule,
+                NOISE_ONLY if contribution is None else contribution.rule,
                 0 if contribution is None else contribution.kept_per_row,
                 0 if contribution is None else contribution.scratch_per_row,
             )
@@ -208,11 +212,13 @@ def _traced(
     weights = weight_values(objective.variables)
     # One key for the whole batch: random layers draw per example by themselves.
     batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
-    calls: list[Call] = []
-    with run_alone(objective, calls), read_by_row(objective, calls):
-        outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
     reads = [[weight] for weight in weights]
-    traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
+    calls: list[Call] = []
+    with host.without_recomputation():
+        with run_alone(objective, calls), read_by_row(objective, calls):
+            outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
+        # Layers that run alone are called once more.
+        traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
     traced.read_by_row([table.index for table in objective.tables])
     return traced, outputs
 
@@ -391,13 +397,14 @@ def _forward(
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
         masks = map_rows(host.get_mask, y_pred)
-        kinds = separation.check(
-            tensors(x),
-            [*tensors((y_pred, masks)), *(t for c in calls for t in c.elements)],
-            [t for c in calls for t in c.outputs],
-            keys,
-        )
+        outputs = [
+            *tensors((y_pred, masks)),
+            *(t for c in calls for t in c.elements),
+        ]
+        apart = [t for c in calls for t in c.outputs]
+        kinds = separation.check(tensors(x), outputs, apart, keys)
         losses = _losses(objective, rows, y_pred)
+    losses = checked_at_run_time(losses, outputs, [*apart, *keys])
     return (losses, y_pred, masks), kinds
 
 

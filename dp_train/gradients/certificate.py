@@ -3,7 +3,8 @@
 On a few made-up rows and shaken weights, the clipped sums of the engine are compared
 with those of batch-of-one autodiff. It catches what shape checks cannot: a layer that
 mixes examples, a time-major reshape whose length equals the batch, a faulty kernel of
-the host.
+the host. Layers with seeds of their own are switched off and the others are training;
+where something still draws, nothing is training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dp_train import host
 from dp_train.gradients import loop
 from dp_train.gradients.objective import Objective, Rows
 from dp_train.made_up import ROWS, made_up
@@ -50,8 +52,17 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
             shaken, or by more than a flip; the message names the variable.
     """
     rows = made_up_rows(example)
-    if objective.seed_states:
-        objective = dataclasses.replace(objective, seed_states=[], training=False)
+    if not objective.seed_states:
+        _certify(engine, objective, rows)
+        return
+    with host.random_layers_off(objective.model):
+        training = not _draws(objective, rows)
+        quiet = dataclasses.replace(objective, seed_states=[], training=training)
+        _certify(engine, quiet, rows)
+
+
+def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> None:
+    """Compares them where nothing is drawn."""
 
     @tf.function(autograph=False)
     def both(weights: Any, is_real: tf.Tensor, clip: tf.Tensor) -> list[Any]:
@@ -83,6 +94,14 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
     raise NotCertifiedError(
         f"the clipped gradients of {path!r} are off by {off:.2g} from the loop's"
     )
+
+
+def _draws(objective: Objective, rows: Rows) -> bool:
+    """Whether a training call draws numbers: each engine would draw others."""
+    with keras.StatelessScope(collect_losses=True) as scope:
+        host.call_model(objective.model, rows[0])
+        moved = map(scope.get_current_value, objective.seed_states)
+        return any(value is not None for value in moved)
 
 
 def _shaken(objective: Objective, seed: int) -> list[tf.Tensor]:

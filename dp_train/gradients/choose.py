@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from dp_train.gradients.certificate import (
     reason_of,
 )
 from dp_train.gradients.compiled import Program
-from dp_train.gradients.objective import Objective, Outputs, Rows
+from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import (
     accumulate,
     map_rows,
@@ -135,7 +135,8 @@ def make_plan(
         is_graph: False where the training step runs eagerly.
 
     Raises:
-        NotPrivateError: the engine asked for cannot be used.
+        NotPrivateError: the engine asked for cannot be used, or a weight would get
+            noise only that Keras itself would train.
     """
     refused: list[tuple[str, str]] = []
     for name in ENGINES if gradients == "auto" else [gradients]:
@@ -154,6 +155,7 @@ def make_plan(
         except (UnsupportedSiteError, NotCertifiedError) as error:
             refused.append((name, str(error)))
             continue
+        check_weights_are_reached(objective, example, rows)
         numbers = _numbers_per_row(name, objective, rows)
         return Plan(name, tuple(refused), rows, numbers, alone)
     ((name, reason),) = refused
@@ -161,6 +163,58 @@ def make_plan(
         f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
         "would not be bounded as promised. Use gradients='auto'."
     )
+
+
+def check_weights_are_reached(
+    objective: Objective, example: Rows, rows: Sequence[bookkeeping.PlanRow]
+) -> None:
+    """Refuses weights that Keras itself would train, and the loss of an example not.
+
+    Weights are tensors in our loss. What looks for a tf.Variable instead finds none.
+
+    Args:
+        objective: the loss of one example.
+        example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
+        rows: of the plan of book-keeping; empty if another engine was chosen.
+
+    Raises:
+        NotPrivateError: there are such weights; they are named.
+    """
+    ours = [row.rule != bookkeeping.NOISE_ONLY for row in rows]
+    keras_own: list[bool] = []
+
+    def trace_ours(rows: Rows) -> tf.Tensor:
+        keys = [key[0] for key in objective.example_keys(tf.constant(1))]
+        weights = weight_values(objective.variables)
+        row = map_rows(lambda t: t[0], rows)
+        gradients, _ = objective.differentiated(weights, row, keys)
+        ours[:] = [g is not None for g in gradients]
+        return tf.zeros([])
+
+    def trace_keras_own(rows: Rows) -> tf.Tensor:
+        keras_own[:] = objective.reached_by_autodiff(rows)
+        return tf.zeros([])
+
+    one = map_rows(lambda t: tf.TensorSpec([1, *t.shape[1:]], t.dtype), example)
+    if not ours:
+        tf.function(trace_ours, autograph=False).get_concrete_function(one)
+    if all(ours):
+        return
+    tf.function(trace_keras_own, autograph=False).get_concrete_function(one)
+    lost = [
+        v.path
+        for v, is_ours, is_keras_own in zip(
+            objective.variables, ours, keras_own, strict=True
+        )
+        if is_keras_own and not is_ours
+    ]
+    if lost:
+        raise NotPrivateError(
+            f"Keras would train {', '.join(lost)}, but an example's gradient does not "
+            "reach there, so that private training would add noise only. A function "
+            "with a gradient of its own, as tf.custom_gradient, that reads a weight "
+            "from outside does that. Hand it the weights as arguments."
+        )
 
 
 def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan:

@@ -45,7 +45,7 @@ class Program:
         """`compute`: clipped_sum of an engine."""
         self.rows = rows
         self._compute = compute
-        self._functions: dict[bool, Any] = {}
+        self._functions: dict[tuple[bool, bool], Any] = {}
 
     def __call__(
         self,
@@ -64,7 +64,8 @@ class Program:
 
     def _function(self, objective: Objective) -> Any:
         """One program with random layers switched on, and one with them off."""
-        if objective.training not in self._functions:
+        kind = objective.training, bool(objective.seed_states)
+        if kind not in self._functions:
 
             @tf.function(jit_compile=True, autograph=False)
             def function(
@@ -74,8 +75,8 @@ class Program:
                 with keras.StatelessScope(mapping):
                     return self._compute(objective, rows, keys, clip, is_real)
 
-            self._functions[objective.training] = function
-        return self._functions[objective.training]
+            self._functions[kind] = function
+        return self._functions[kind]
 
     def _filled_up(self, t: tf.Tensor) -> tf.Tensor:
         """Zeros, False in a mask, behind the rows."""

@@ -86,6 +86,17 @@ class Objective:
             Gradients in the shapes of the weights (zero where the loss does not reach
             a weight), a scalar loss, and predictions without a batch axis.
         """
+        gradients, outputs = self.differentiated(weights, row, keys)
+        # Layers of open sizes may leave the shape of a gradient open.
+        return [
+            tf.ensure_shape(tf.zeros_like(w) if g is None else g, v.shape)
+            for g, w, v in zip(gradients, weights, self.variables, strict=True)
+        ], outputs
+
+    def differentiated(
+        self, weights: Sequence[tf.Tensor], row: Rows, keys: Sequence[tf.Tensor]
+    ) -> tuple[list[tf.Tensor | None], Outputs]:
+        """As `example`, but None where the loss does not reach a weight."""
         x, y, sample_weight = map_rows(lambda t: t[None], row)
         mapping = [
             *zip(self.variables, weights, strict=True),
@@ -93,6 +104,7 @@ class Objective:
         ]
         with (
             host.without_regularization_losses(self.model),
+            host.without_recomputation(),
             tf.GradientTape(watch_accessed_variables=False) as tape,
         ):
             tape.watch(weights)
@@ -100,16 +112,29 @@ class Objective:
                 y_pred = host.call_model(self.model, x, self.training)
                 loss = host.compute_loss(self.model, x, y, y_pred, sample_weight)
                 total = tf.reduce_sum(tf.convert_to_tensor(loss))
-        gradients = tape.gradient(
-            total, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+        gradients = tape.gradient(total, weights)
         masks = map_rows(lambda t: _without_batch_axis(host.get_mask(t)), y_pred)
         outputs = (total, map_rows(lambda t: t[0], y_pred), masks)
-        # Layers of open sizes may leave the shape of a gradient open.
-        return [
-            tf.ensure_shape(tf.convert_to_tensor(g), v.shape)
-            for g, v in zip(gradients, self.variables, strict=True)
-        ], outputs
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients], (
+            outputs
+        )
+
+    def reached_by_autodiff(self, rows: Rows) -> list[bool]:
+        """For each weight, whether a training step of Keras itself would train it.
+
+        Only while tracing a graph: nothing need be run to know.
+        """
+        x, y, sample_weight = rows
+        with (
+            host.without_regularization_losses(self.model),
+            tf.GradientTape() as tape,
+            keras.StatelessScope(collect_losses=True),
+        ):
+            y_pred = host.call_model(self.model, x, self.training)
+            loss = host.compute_loss(self.model, x, y, y_pred, sample_weight)
+            total = tf.reduce_sum(tf.convert_to_tensor(loss))
+        found = tape.gradient(total, [v.value for v in self.variables])
+        return [g is not None for g in found]
 
 
 def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:

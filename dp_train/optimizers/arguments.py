@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import keras
 
@@ -20,6 +20,31 @@ REFUSED_INNER_ARGUMENTS = {
     "loss_scale_factor": "it divides the noised gradient by a factor that was never "
     "multiplied in; use the mixed_bfloat16 policy, which needs no loss scale",
 }
+
+
+T = TypeVar("T")
+
+
+class Fixed(Generic[T]):
+    """An argument of the constructor that is read, and never set, afterwards.
+
+    Its value is kept under the same name with an underscore.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Any, owner: type | None = None) -> T:
+        return cast(T, vars(optimizer)[f"_{self._name}"])
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        name, kept = self._name, self.__get__(optimizer)
+        raise AttributeError(
+            f"{name} cannot be set to {value!r}. A step that was compiled, or a budget "
+            f"that was computed, keeps {name}={kept!r} and would not notice. Make a "
+            f"new optimizer with {name}={value!r} and compile again; a model from "
+            "make_private goes on with its ledger."
+        )
 
 
 def checked_inner(inner: Any) -> keras.optimizers.Optimizer:

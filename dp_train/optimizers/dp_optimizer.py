@@ -24,6 +24,7 @@ from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
+    Fixed,
     checked_expected_batch_size,
     checked_inner,
     checked_noise_multiplier,
@@ -89,6 +90,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
         1.1
     """
 
+    l2_norm_clip: Fixed[float] = Fixed()
+    target_epsilon: Fixed[float | None] = Fixed()
+    target_delta: Fixed[float | None] = Fixed()
+    expected_batch_size: Fixed[float | None] = Fixed()
+    noise_source: Fixed[str] = Fixed()
+    lazy_noise: Fixed[bool] = Fixed()
+
     def __init__(
         self,
         inner: str | keras.optimizers.Optimizer,
@@ -105,22 +113,50 @@ class DPOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         # The name that Keras gives to wrapped optimizers: SwapEMAWeights looks for it.
         self.inner_optimizer = checked_inner(inner)
-        self.l2_norm_clip = check_l2_norm_clip(l2_norm_clip)
-        self.target_epsilon, self.target_delta = checked_target(
+        self._l2_norm_clip = check_l2_norm_clip(l2_norm_clip)
+        self._target_epsilon, self._target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
         )
-        self.noise_multiplier = checked_noise_multiplier(noise_multiplier)
-        self.expected_batch_size = checked_expected_batch_size(expected_batch_size)
+        self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
+        self._expected_batch_size = checked_expected_batch_size(expected_batch_size)
         if noise_source not in NOISE_SOURCES:
             raise ValueError(
                 f"noise_source must be one of {NOISE_SOURCES}. Received: "
                 f"noise_source={noise_source!r}. The ledger names the generator, so it "
                 "must be a known one. Leave it out for the cryptographic keystream."
             )
-        self.noise_source = noise_source
-        self.lazy_noise = self._checked_lazy_noise(lazy_noise)
+        self._noise_source = noise_source
+        self._lazy_noise = self._checked_lazy_noise(lazy_noise)
         self.ledger = Ledger()
         self.account = Account(self.ledger)
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Standard deviation of the noise as a multiple of l2_norm_clip.
+
+        Every release reads it, is made with it and is charged for it: it may be set at
+        any time. None where a target_epsilon was not calibrated yet.
+
+        Raises:
+            AttributeError: set, with a target_epsilon that it follows from.
+        """
+        return self._noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, noise_multiplier: float) -> None:
+        if self.target_epsilon is not None:
+            raise AttributeError(
+                f"noise_multiplier cannot be set to {noise_multiplier!r}: it follows "
+                f"from target_epsilon={self.target_epsilon:g}, which other noise would "
+                "miss. Make an optimizer with noise_multiplier, without a target, and "
+                "compile again."
+            )
+        if noise_multiplier is None:
+            raise ValueError(
+                "noise_multiplier cannot be set to None. A release without a known "
+                "noise has no epsilon. Set a number, 0 for no noise."
+            )
+        self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
 
     # ------------------------------------------------------------------ one release
 
@@ -290,11 +326,19 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             NotPrivateError: not in such a graph, or it does not show each example.
+            ValueError: the optimizer has a target_epsilon.
         """
         del grads
         variables = list(trainable_variables or host.optimizer_of_build(self))
         if self.target_epsilon is not None:
-            self._known_noise_multiplier()
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon:g} cannot be kept in the fit of "
+                "a plain model: Keras does not tell its optimizer how many steps there "
+                "will be. Call model = dp_train.make_private(model) before compile, "
+                "and pass arrays or the loader to fit; or give noise_multiplier="
+                "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
+                "sampling_probability, steps)."
+            )
         self._warn_of_missing_noise()
         # One account for good: a traced step keeps it.
         self.account.ledger = self.ledger
@@ -333,7 +377,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "be scaled by another size than the accounted one. Leave "
                 "expected_batch_size out of the optimizer."
             )
-        self.expected_batch_size = size
+        self._expected_batch_size = size
         self.account.sampling = sampling
 
     # ------------------------------------------------------------------- the budget
@@ -380,9 +424,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 f"The target epsilon of {self.target_epsilon:g} is spent: "
                 f"{ledger.total} releases cost {epsilon:.6g} at delta "
                 f"{self.target_delta:g}. What is left would need so much noise that "
-                "nothing is learned. Raise target_epsilon, or train on other data."
+                "nothing is learned. Raise target_epsilon, in a new optimizer, or "
+                "train on other data."
             )
-        self.noise_multiplier = calibrate.noise_multiplier(
+        self._noise_multiplier = calibrate.noise_multiplier(
             self.target_epsilon,
             self.target_delta,
             1.0,
@@ -460,7 +505,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             config["noise_multiplier"] = None
         optimizer = cls.__new__(cls)
         DPOptimizer.__init__(optimizer, inner, **config)
-        optimizer.noise_multiplier = calibrated
+        optimizer._noise_multiplier = calibrated
         optimizer.ledger = ledger
         return optimizer
 

@@ -22,7 +22,7 @@ from dp_train.gradients.objective import (
     data_free_gradients,
 )
 from dp_train.gradients.separation import ancestors
-from dp_train.gradients.structures import tensors
+from dp_train.gradients.structures import map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.values import Account, ClippedSum
 
@@ -113,6 +113,7 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
         _refuse("the model has its own compute_metrics, which may write into weights")
     check_losses(model)
     # Metrics are not released with the weights; the state of anything else is.
+    _check_metrics(model, rows, y_pred)
     metrics = [v for m in model.metrics for v in m.variables]
     allowed = {id(v.value.handle) for v in [*metrics, *host.seed_states(model)]}
     written = host.written_handles(_graph())
@@ -122,6 +123,14 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
     ]
     is_hidden = len(writes) > len(written)
     forward = ancestors(tensors(y_pred))
+    for variable in model.trainable_variables:
+        for op in host.users_of(variable, _graph()):
+            if id(op) in forward and op.type not in ("ReadVariableOp", "VariableShape"):
+                _refuse(
+                    f"{op.type} ({op.name}) is handed the variable {variable.path} "
+                    "itself, as loops, keras.remat and tf.gather do, and what it reads "
+                    "is not seen"
+                )
     read = [op for v in metrics for op in _reads(v) if id(op) in forward]
     if read or any(v is w for v in metrics for w in model.weights):
         _refuse("a metric is part of the forward pass, or has a weight of the model")
@@ -134,6 +143,35 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
             f"the forward pass writes to {', '.join(found) or 'a variable'}, which "
             "would release examples without noise",
             "use layers without running statistics, as GroupNormalization",
+        )
+
+
+def _check_metrics(model: keras.Model, rows: Any, y_pred: Any) -> None:
+    """Refuses metrics that write into anything but themselves.
+
+    They run behind the optimizer, unseen: so they are traced here, and never run.
+    """
+    written: list[Any] = []
+
+    def trace(rows: Any, y_pred: Any) -> tf.Tensor:
+        x, y, sample_weight = rows
+        with keras.StatelessScope() as scope:
+            model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        written.extend(scope.state_mapping)
+        return tf.zeros([])
+
+    like = map_rows(lambda t: tf.TensorSpec(t.shape, t.dtype), (rows, y_pred))
+    graph = tf.function(trace, autograph=False).get_concrete_function(*like).graph
+    names = {id(v): v.path for v in model.variables}
+    # They may have been built by the call.
+    own = {id(v) for v in model.metrics_variables}
+    found = [names.get(i, "a variable") for i in written if i not in own]
+    found += host.variable_writes(graph)
+    if found:
+        _refuse(
+            f"a metric writes to {', '.join(found)}, which would release examples "
+            "without noise",
+            "let metrics write into variables of their own (add_weight, add_variable)",
         )
 
 

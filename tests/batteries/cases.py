@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 Rows = tuple[Any, Any, Any]
@@ -154,6 +155,29 @@ def _attention() -> keras.Model:
     return keras.Model(inputs, layers.Dense(2)(attended))
 
 
+class Recomputed(layers.Layer):
+    """Two layers under keras.remat; one has an op that no rule of ours knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = layers.Dense(4, activation="tanh")
+        self.scale = layers.Dense(4, activation=tf.math.cumulative_logsumexp)
+        self.recomputed = keras.remat(self.scale)
+
+    def build(self, shape: Any) -> None:
+        self.dense.build(shape)
+        self.scale.build((*shape[:-1], 4))
+
+    def call(self, x: Any) -> Any:
+        return self.recomputed(keras.remat(self.dense)(x))
+
+
+def _recomputed() -> keras.Model:
+    with keras.RematScope("activations"):
+        hidden = layers.Dense(4, activation="tanh")
+    return keras.Sequential([keras.Input((3,)), hidden, Recomputed(), layers.Dense(2)])
+
+
 def _several_outputs() -> keras.Model:
     inputs = keras.Input((3,))
     hidden = layers.Dense(4, activation="tanh")(inputs)
@@ -232,6 +256,7 @@ CASES: dict[str, Case] = {
     "shared layer": Case(_shared, arrays((4,), (2,))),
     "lstm": Case(_recurrent, arrays((5, 3), (2,))),
     "attention": Case(_attention, arrays((4, 6), (4, 2))),
+    "rematerialization": Case(_recomputed, _dense_rows),
     "several outputs": Case(_several_outputs, _several_rows, _several_losses),
     "sample weights": Case(lambda: _dense(True), weighted(_dense_rows)),
     "weights of a sequence": Case(

@@ -586,6 +586,41 @@ def test_time_major_rows_run_alone_also_where_time_equals_batch(steps):
     assert model.layers[0] in dict(plan.alone)
 
 
+class Draws(keras.layers.Layer):
+    """Draws in training, from a generator that it does not own."""
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_training"), [(layers.Dropout(0.5), True), (Draws(), False)]
+)
+def test_only_random_layers_are_off_in_the_certificate_if_nothing_else_draws(
+    layer, is_training
+):
+    objective = objective_of(
+        keras.Sequential(
+            [keras.Input((4, 3)), layer, layers.Flatten(), layers.Dense(2)]
+        )
+    )
+    seeds = host.seed_states(objective.model)
+    objective = dataclasses.replace(objective, seed_states=seeds)
+
+    def wrong_in_training(objective, rows, keys, l2_norm_clip, is_real):
+        factor = 2.0 if objective.training else 1.0
+        engine = faulty(lambda sums, _: [factor * s for s in sums])
+        return engine(objective, rows, keys, l2_norm_clip, is_real)
+
+    if not is_training:
+        certificate.certify(wrong_in_training, objective, EXAMPLE)
+        return
+    with pytest.raises(certificate.NotCertifiedError, match="off by 1 "):
+        certificate.certify(wrong_in_training, objective, EXAMPLE)
+
+
 def test_certificate_does_not_vouch_for_what_it_could_not_compare():
     objective = objective_of(series(layers.Dense(3, kernel_initializer="zeros")))
     flat = faulty(lambda s, c: s)

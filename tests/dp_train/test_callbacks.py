@@ -156,6 +156,41 @@ def test_fit_after_budget_stop_is_not_limited_by_it():
     assert model.privacy_ledger.total == 13
 
 
+class NoiseSchedule(keras.callbacks.Callback):
+    """Sets the noise of each batch."""
+
+    def __init__(self, noise_multipliers):
+        super().__init__()
+        self.noise_multipliers = noise_multipliers
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.optimizer.noise_multiplier = self.noise_multipliers[batch]
+
+
+def test_noise_that_a_callback_sets_is_added_and_charged():
+    model = compiled()
+    schedule = NoiseSchedule([1.0, 1.0, 2.0, 0.5])
+    model.fit(*data(), batch_size=6, steps_per_epoch=4, verbose=0, callbacks=[schedule])
+    releases = model.privacy_ledger.releases
+    charged = {r.event.event.noise_multiplier: r.count for r in releases}
+    assert charged == {1.0: 2, 2.0: 1, 0.5: 1}
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 3])
+def test_budget_stop_refuses_less_noise_than_it_counts_on(steps_per_execution):
+    model = compiled(steps_per_execution=steps_per_execution)
+    noise = np.where(np.arange(12) == 6, 0.3, 1.0)
+    callbacks = [dp_train.BudgetStop(epsilon_after(9), 1e-5), NoiseSchedule(noise)]
+    with pytest.raises(tf.errors.OpError, match="counts on at least 1 "):
+        model.fit(
+            *data(), batch_size=6, steps_per_epoch=12, verbose=0, callbacks=callbacks
+        )
+    assert model.privacy_ledger.total == 6
+    model.optimizer.noise_multiplier = 0.3
+    model.fit(*data(), batch_size=6, steps_per_epoch=2, verbose=0)
+    assert model.privacy_ledger.total == 8
+
+
 def test_metrics_at_the_stop_are_those_of_executed_steps():
     model = compiled(
         optimizer=dp_train.DPSGD(0.0, l2_norm_clip=1.0, noise_multiplier=1.0),

@@ -322,6 +322,22 @@ class Hoarding(layers.Layer):
         return x + self.seen.result()
 
 
+class LookingUp(layers.Layer):
+    """Reads rows of a variable without reading its value."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(2, 3), name="table")
+
+    def call(self, x):
+        rows = tf.gather(self.table.value, tf.cast(x > 0, tf.int32))
+        return keras.ops.mean(rows, axis=1)
+
+
+class Recomputed(layers.Dense):
+    def call(self, x):
+        return keras.remat(super().call)(x)
+
+
 def stacked(*extra, kind=keras.Sequential):
     return kind([keras.Input((5,)), *extra, layers.Dense(3)])
 
@@ -352,12 +368,22 @@ REFUSED = {
     "recurrent loop": (
         lambda: stacked(layers.Reshape((5, 1)), layers.LSTM(2)),
         {},
-        "may mix examples",
+        "While .* is handed the variable .*kernel",
     ),
     "added loss": (
         lambda: stacked(layers.Dense(2, activity_regularizer="l2")),
         {},
         "add_loss",
+    ),
+    "look-up that no tensor shows": (
+        lambda: stacked(LookingUp()),
+        {},
+        "ResourceGather .* is handed the variable",
+    ),
+    "rematerialization": (
+        lambda: stacked(Recomputed(2)),
+        {},
+        "IdentityN",
     ),
     "own train_step": (lambda: stacked(kind=OwnStep), {}, "train_step of Keras"),
     "XLA": (lambda: stacked(), {"jit_compile": True}, "jit_compile=False"),
@@ -396,6 +422,82 @@ def test_a_divisor_or_a_loader_must_be_given():
     model.compile(sgd(), CASES["mean"][2])
     with pytest.raises(dp_train.NotPrivateError, match="dataset_for"):
         model.fit(x, y, batch_size=4, verbose=0)
+
+
+class Leaking(keras.metrics.Metric):
+    """Puts a mean of the predictions where the next release will show it."""
+
+    def __init__(self, into):
+        super().__init__()
+        self.into = [into] if isinstance(into, tf.Variable) else into
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        target = self.into[0] if isinstance(self.into, list) else self.into.bias
+        target.assign(tf.reduce_mean(y_pred, axis=0))
+
+    def result(self):
+        return tf.constant(0.0)
+
+
+@pytest.mark.parametrize("into", ["weight", "tf.Variable"])
+def test_metric_that_writes_outside_of_itself_is_refused(into):
+    x, y, _ = data((5,), None)
+    model = dense()
+    head = tf.Variable(tf.zeros(3)) if into == "tf.Variable" else model.layers[-1]
+    model.compile(sgd(expected_batch_size=4), CASES["mean"][2], metrics=[Leaking(head)])
+    before = model.get_weights()
+    with pytest.raises(dp_train.NotPrivateError, match="a metric writes to .*own"):
+        model.fit(x, y, batch_size=4, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_metrics_of_a_plain_model_are_those_of_keras():
+    x, y, _ = data((5,), None)
+    model = dense()
+    names = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")]
+    # So little is learned that the figures of the epoch are those of its end.
+    optimizer = dp_train.DPSGD(
+        1e-9, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=4
+    )
+    model.compile(optimizer, CASES["mean"][2], metrics=names)
+    history = model.fit(x, y, batch_size=4, verbose=0).history
+    expected = model.evaluate(x, y, return_dict=True, verbose=0)
+    assert {k: v[0] for k, v in history.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_are_given_to_the_loader():
+    x, y, _ = data((5,), None)
+    weights = {0: 0.0, 1: 0.5, 2: 2.0}
+    loader = dp_train.PoissonLoader(x, y, batch_size=ROWS, class_weight=weights)
+    np.testing.assert_array_equal(loader.arrays[2], [weights[c] for c in y])
+    with pytest.raises(ValueError, match="Multiply them into sample_weight"):
+        dp_train.PoissonLoader(x, y, y, batch_size=4, class_weight=weights)
+
+
+def test_large_delta_warns_in_plain_fit_too():
+    x, y, _ = data((5,), None)
+    optimizer, model = sgd(), dense()
+    model.compile(optimizer, CASES["mean"][2])
+    batches = dp_train.PoissonLoader(x, y, batch_size=4).dataset_for(optimizer)
+    logger = dp_train.EpsilonLogger(delta=0.1)
+    with pytest.warns(dp_train.PrivacyWarning, match="not below 1 / 12"):
+        model.fit(batches, shuffle=False, verbose=0, callbacks=[logger])
+
+
+def test_target_that_was_calibrated_elsewhere_is_refused_for_a_plain_model():
+    x, y, _ = data((5,), None)
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, target_epsilon=1.0, target_delta=1e-2
+    )
+    private = dp_train.make_private(dense())
+    private.compile(optimizer, CASES["mean"][2])
+    private.fit(x, y, batch_size=4, verbose=0)
+    assert optimizer.noise_multiplier is not None
+    plain = dense()
+    plain.compile(dp_train.DPSGD.from_config(optimizer.get_config()), LOGITS())
+    with pytest.raises(ValueError, match="how many steps.*make_private"):
+        plain.fit(x, y, batch_size=4, verbose=0)
 
 
 def test_a_budget_needs_a_private_model():

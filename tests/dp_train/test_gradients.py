@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import dp_train
 from dp_train.gradients import choose
@@ -66,6 +67,47 @@ def test_float32_is_accurate_to_five_digits(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_random_layers_draw_per_example_and_step(engine):
     gradient.assert_random_layers_draw_per_example_and_step(engine)
+
+
+class ReadsFromOutside(keras.layers.Layer):
+    """A gradient of its own for the inputs, and one for a weight that is no input."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones", name="w")
+
+    def call(self, x):
+        @tf.custom_gradient
+        def scaled(x):
+            def gradient(g, variables=()):
+                return g * self.w, [tf.reduce_sum(g * x, 0) for _ in variables]
+
+            return x * self.w, gradient
+
+        return scaled(x)
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_weight_that_keras_would_train_and_we_would_not_is_refused_by_name(engine):
+    own = ReadsFromOutside(name="own")
+    model = keras.Sequential([keras.Input((4,)), own, keras.layers.Dense(2)])
+    private = training.private(model, engine=engine, loss="mse")
+    x, y = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
+    with pytest.raises(dp_train.NotPrivateError, match="own/w.*as arguments"):
+        private.fit(x, y, batch_size=2, verbose=0)
+    assert private.privacy_ledger.total == 0
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_weight_that_no_loss_reaches_gets_noise_only(engine):
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3)(inputs)
+    stopped = keras.ops.stop_gradient(keras.layers.Dense(3, name="stopped")(inputs))
+    model = keras.Model(inputs, hidden + stopped)
+    private = training.private(model, engine=engine, loss="mse")
+    x, y = np.ones((4, 4), "float32"), np.ones((4, 3), "float32")
+    sums = dp_train.clipped_gradients(private, x, y, l2_norm_clip=1.0).gradients
+    reached = [bool(np.any(g)) for g in sums]
+    assert reached == ["stopped" not in v.path for v in model.trainable_variables]
 
 
 def test_unknown_engine_is_refused_with_the_known_ones():

@@ -320,6 +320,36 @@ def test_either_noise_or_target_must_be_given():
         dp_sgd(target_delta=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("l2_norm_clip", 2.0),
+        ("expected_batch_size", 8),
+        ("noise_source", "philox"),
+        ("target_epsilon", 3.0),
+        ("target_delta", 1e-6),
+    ],
+)
+def test_what_a_compiled_step_would_not_notice_cannot_be_set(name, value):
+    optimizer = dp_sgd()
+    before = optimizer.get_config()
+    with pytest.raises(AttributeError, match=f"{name} cannot.*{value!r} and compile"):
+        setattr(optimizer, name, value)
+    assert optimizer.get_config() == before
+
+
+def test_noise_multiplier_that_is_set_is_checked():
+    optimizer = dp_sgd()
+    with pytest.raises(ValueError, match="finite and at least 0"):
+        optimizer.noise_multiplier = -1.0
+    with pytest.raises(ValueError, match="Set a number"):
+        optimizer.noise_multiplier = None
+    aimed = dp_sgd(noise_multiplier=None, target_epsilon=1.0, target_delta=1e-5)
+    with pytest.raises(AttributeError, match="follows from target_epsilon=1"):
+        aimed.noise_multiplier = 2.0
+    assert (optimizer.noise_multiplier, aimed.noise_multiplier) == (1.0, None)
+
+
 def test_other_arguments_are_checked():
     with pytest.raises(ValueError, match="Leave it out"):
         dp_sgd(noise_source="mt19937")

@@ -10,6 +10,7 @@ from keras import layers, ops
 from models import compiled, data, loss
 
 import dp_train
+from dp_train.gradients.claims import checked_at_run_time
 
 
 def private(*stack, features=4):
@@ -122,7 +123,7 @@ def _coupled_behind(x):
 
 
 class MixesGradients(layers.Layer):
-    """Only in training, which the certificate of a model with dropout does not see."""
+    """Only in training."""
 
     def call(self, x, training=None):
         return _coupled_behind(x) if training else x
@@ -414,3 +415,110 @@ def test_metric_that_writes_into_a_weight_it_holds_is_refused():
     metric = TakingMetric(model.layers[0].bias)
     with pytest.raises(dp_train.NotPrivateError, match="bias"):
         trained(compiled(model, loss=loss(), metrics=[metric]))
+
+
+class Pairs(layers.Layer):
+    """Multiplies by sums of two examples where their number is even.
+
+    On three made-up rows the shape that it claims is true.
+    """
+
+    def call(self, x):
+        count = tf.shape(x)[0]
+        together = 1 + (1 - (count - 2 * (count // 2)))
+        rows = tf.reshape(x, tf.stack([count // together, 4 * together]))
+        rows.set_shape([None, 4])
+        mixed = 0 * rows + tf.reduce_sum(rows, axis=1, keepdims=True)
+        return x * tf.stop_gradient(tf.reshape(mixed, [-1, 4]))
+
+
+def test_false_static_shape_stops_the_step_before_weights_move():
+    model = private(Pairs())
+    x, y = np.ones((20, 4), "float32"), np.zeros(20, int)
+    before = model.get_weights()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"by set_shape.*\[10 8\]"):
+        model.train_on_batch(x, y)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_false_static_shape_is_not_compiled_by_xla():
+    model = keras.Sequential([keras.Input((4,)), Pairs(), layers.Dense(3)])
+    # Padded to 26 rows, of which the claim is false; of the 17 it is true.
+    model = compiled(model, loss=loss(), jit_compile=True)
+    with pytest.warns(UserWarning, match=r"\[13,8\] is not compatible with"):
+        model.train_on_batch(np.ones((17, 4), "float32"), np.zeros(17, int))
+
+
+def test_false_static_shape_stops_the_step_of_a_plain_model():
+    model = keras.Sequential([keras.Input((4,)), Pairs(), layers.Dense(3)])
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=20
+    )
+    model.compile(optimizer, loss=loss())
+    x, y = np.ones((30, 4), "float32"), np.zeros(30, int)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="by set_shape"):
+        model.fit(x, y, batch_size=20, verbose=0)
+
+
+class TrueClaim(layers.Layer):
+    """Says a width that only the run knows."""
+
+    def call(self, x):
+        width = tf.shape(tf.boolean_mask(self.ones, self.ones > 0))[0]
+        rows = tf.reshape(x, tf.stack([tf.shape(x)[0], width]))
+        rows.set_shape([None, 4])
+        return rows
+
+    def build(self, shape):
+        self.ones = self.add_weight(shape=shape[1:], initializer="ones")
+
+
+def test_true_static_shape_is_believed():
+    model = private(TrueClaim())
+    assert trained(model).engine == "bookkeeping"
+    assert not model.privacy_plan().alone
+    assert model.privacy_ledger.total == 1
+
+
+def claiming(make):
+    """What a value of three numbers becomes in a graph that relies on make(x)."""
+
+    @tf.function(autograph=False)
+    def step(x):
+        return checked_at_run_time(tf.reduce_sum(x), [tf.abs(make(x))])
+
+    x = tf.TensorSpec(None)
+    return float(step.get_concrete_function(x)(tf.ones([3, 1])))
+
+
+def set_shape(shape):
+    def make(x):
+        y = tf.exp(x)
+        y.set_shape(shape)
+        return y
+
+    return make
+
+
+@pytest.mark.parametrize("shape", [[3, 1], [None, 1], [3, None], [None, None], None])
+def test_claims_that_are_true_change_nothing(shape):
+    assert claiming(set_shape(shape)) == 3.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        set_shape([3, 2]),
+        set_shape([None, 2]),
+        set_shape([1, None]),
+        set_shape([]),
+        set_shape([3]),
+        set_shape([3, 1, None]),
+        lambda x: tf.compat.v1.placeholder_with_default(x, [None, 2]),
+        lambda x: tf.compat.v1.placeholder_with_default(x, [3, 2]),
+    ],
+)
+def test_claims_that_are_false_are_errors(make):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        claiming(make)
