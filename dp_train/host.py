@@ -7,6 +7,7 @@ either is tried here first.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -94,19 +95,29 @@ def compute_loss(model: keras.Model, x: Any, y: Any, y_pred: Any, weight: Any) -
     )
 
 
-def has_output_losses(model: keras.Model) -> bool:
-    """Whether compile made a loss metric for each of several outputs."""
-    return model._compile_loss is not None and bool(model._compile_loss.metrics)
+def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any]:
+    """Feeds every metric of a step, in its graph, and returns what Keras shows.
 
-
-def update_output_losses(model: keras.Model, y: Any, y_pred: Any, weight: Any) -> None:
-    """Feeds the per-output loss metrics, which Keras does inside the loss."""
-    model._compile_loss(y, y_pred, weight)
-
-
-def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
-    """The metric shown as `loss`."""
-    return model._loss_tracker
+    Args:
+        model: compiled.
+        rows: (x, y, sample_weight), [n, ...]; n may be 0.
+        outputs: ([n] losses of each example alone, predictions, masks).
+    """
+    (x, y, weight), (losses, y_pred, masks) = rows, outputs
+    keras.tree.map_structure(
+        lambda t, m: None if m is None else set_mask(t, m), y_pred, masks
+    )
+    penalty = [tf.cast(p, losses.dtype) for p in regularization_losses(model)]
+    model._loss_tracker.update_state(sum(penalty, losses))
+    if model._compile_loss is not None and model._compile_loss.metrics:
+        # One for each of several outputs; Keras feeds them inside the loss. The mean
+        # over no rows is NaN, which would stay in the metric.
+        tf.cond(
+            tf.size(losses) > 0,
+            lambda: tf.cast(model._compile_loss(y, y_pred, weight), losses.dtype),
+            lambda: tf.zeros([], losses.dtype),
+        )
+    return model.compute_metrics(x, y, y_pred, sample_weight=weight)
 
 
 def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
@@ -212,26 +223,44 @@ def batch_specs(model: keras.Model, rows: Any, *, may_vary: bool) -> Any:
 
 def guard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
     """From now on `before` is called whenever anybody reads or assigns the value."""
-    base: Any = type(variable)
+    guards = vars(variable).setdefault("_guards", [])
+    guards.append(before)
+    if len(guards) == 1:
+        kind: Any = type(variable)
+        variable.__class__ = _guarded_class(kind)
+
+
+def unguard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
+    """Takes back guard_reads of the same function."""
+    guards = vars(variable)["_guards"]
+    guards.remove(before)
+    if not guards:
+        variable.__class__ = type(variable).__mro__[1]
+
+
+@functools.cache
+def _guarded_class(base: Any) -> type:
+    def look(variable: keras.Variable) -> None:
+        for before in vars(variable)["_guards"]:
+            before()
 
     class Guarded(base):
         @property
         def value(self) -> Any:
-            before()
+            look(self)
             return base.value.fget(self)
 
         def _direct_assign(self, value: Any) -> None:
-            before()
+            look(self)
             base._direct_assign(self, value)
+
+        def __repr__(self) -> str:
+            look(self)
+            return base.__repr__(self)
 
     Guarded.__name__, Guarded.__qualname__ = base.__name__, base.__qualname__
     Guarded.__module__ = base.__module__
-    variable.__class__ = Guarded
-
-
-def unguard_reads(variable: keras.Variable) -> None:
-    """Takes back guard_reads."""
-    variable.__class__ = type(variable).__mro__[1]
+    return Guarded
 
 
 def optimizer_of_build(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
@@ -273,6 +302,12 @@ def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
         arrays, validation_split=validation_split
     )
     return train, validation
+
+
+def has_own_train_function(model: keras.Model) -> bool:
+    """Whether a class of the user's makes what fit calls at each step."""
+    own = [k for k in type(model).__mro__ if "make_train_function" in vars(k)]
+    return not all(k.__module__.startswith(("keras.", "dp_train.")) for k in own)
 
 
 @contextmanager

@@ -169,7 +169,7 @@ class PrivateTraining(_Mixin):
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
         x, y, sample_weight = map_rows(lambda t: t[:rows], (x, y, sample_weight))
         optimizer = self.optimizer
-        gradients, data_free, (losses, y_pred, masks) = clipped_sum_of(
+        gradients, data_free, outputs = clipped_sum_of(
             self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
         )
         clipped_sum = ClippedSum(
@@ -187,22 +187,7 @@ class PrivateTraining(_Mixin):
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
-        keras.tree.map_structure(
-            lambda t, m: None if m is None else host.set_mask(t, m), y_pred, masks
-        )
-        with state.owing.no_reads_traced():
-            penalty = [
-                tf.cast(p, losses.dtype) for p in host.regularization_losses(self)
-            ]
-            host.loss_tracker(self).update_state(sum(penalty, losses))
-            if host.has_output_losses(self):
-                # The mean over no rows is NaN, which would stay in the metric.
-                tf.cond(
-                    rows > 0,
-                    lambda: host.update_output_losses(self, y, y_pred, sample_weight),
-                    lambda: None,
-                )
-            return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return host.update_metrics(self, (x, y, sample_weight), outputs)
 
     # --------------------------------------------------------------- Keras's own calls
 
@@ -234,6 +219,17 @@ class PrivateTraining(_Mixin):
             return super().make_train_function(force)
         finally:
             self._jit_compile = asked
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As keras.Model.evaluate; it sees no weights whose noise is owed."""
+        self._privacy.owing.before_look()
+        return super().evaluate(*args, **kwargs)
+
+    def get_metrics_result(self) -> Any:
+        """As in Keras; a metric may read weights when its result is shown."""
+        if tf.executing_eagerly():
+            self._privacy.owing.before_look()
+        return super().get_metrics_result()
 
     def make_test_function(self, force: bool = False) -> Any:
         """As in Keras; whoever evaluates sees no weights whose noise is owed."""
@@ -318,10 +314,12 @@ class PrivateTraining(_Mixin):
             }
         is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
         specs = prepare(self, example, sampling, spec)
-        # A generator or a prepared CallbackList may run code between our callbacks.
-        choose_tables(self, specs, may_owe=is_list and not fit_arguments)
         if is_list:
             callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
+        # What feeds a stream, or a prepared list of callbacks, runs between ours.
+        others = callbacks if is_list else [callbacks]
+        choose_tables(self, specs, [x, *others] if fit_arguments else others)
+        if is_list:
             # Ours first: later callbacks, the bar and History then see epsilon.
             callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
             model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
@@ -365,7 +363,7 @@ class PrivateTraining(_Mixin):
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
-        choose_tables(self, specs, may_owe=False)
+        choose_tables(self, specs, [self])
         with running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,

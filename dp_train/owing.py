@@ -1,11 +1,12 @@
 """Which tables owe their noise during a fit, and who settles them before anyone looks.
 
 Under DPOptimizer(..., lazy_noise=True) an Embedding layer owes (noise/owed.py) in fit
-on arrays or a PoissonLoader. Whoever then reads the table from Python settles it first,
-or is refused where that can't be: inside a step, or in another thread while fit runs.
-A function that was traced before reads without Python. So the first of all callbacks
-settles too: at the end of every epoch, and after every batch if a callback is there
-that could run such a function then. When fit ends, in whatever way, nothing is owed.
+on arrays or a PoissonLoader, if the graph of a step reads its table in that layer only.
+Whoever reads the table in Python settles it first, or is refused where that can't be:
+inside a step, or in another thread while fit runs. A function that was traced before
+reads without Python. So no table owes while a callback is there that could run one
+between batches, and the first of all callbacks settles at the end of every epoch. When
+fit ends, in whatever way, nothing is owed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import tensorflow as tf
 from dp_train import host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, choose
-from dp_train.gradients.objective import Objective, Rows
-from dp_train.gradients.structures import map_rows
+from dp_train.gradients.objective import WEIGHTS_SCOPE, Objective, Rows
+from dp_train.gradients.structures import map_rows, row_count
 from dp_train.gradients.tables import Table
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.noise.owed import OwedNoise
@@ -39,12 +40,14 @@ _BATCH_HOOKS = (
     "on_train_batch_end",
 )
 _BLIND = (
+    keras.callbacks.BackupAndRestore,
     keras.callbacks.History,
+    keras.callbacks.ModelCheckpoint,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.TensorBoard,
     keras.callbacks.TerminateOnNaN,
 )
-"""Keras's own callbacks that do not look at weights after a batch."""
+"""Keras's own callbacks that read weights in Python, or not at all, after a batch."""
 
 
 class Owing:
@@ -72,7 +75,8 @@ class Owing:
         by_index = {t.index: d for t, d in zip(tables, debtors, strict=True)}
         self.debtors = tuple(by_index.get(i) for i in range(count))
         self._thread: int | None = None
-        self._is_stepping = self._is_traced = False
+        self._is_stepping = False
+        self._lock = threading.RLock()
         for debtor in debtors:
             host.guard_reads(debtor.variable, self.before_look)
 
@@ -85,50 +89,48 @@ class Owing:
 
     def settle(self) -> None:
         """Draws all that is owed; eagerly."""
-        for debtor in self.debtors:
-            if debtor is not None:
-                debtor.settle()
+        with self._lock:
+            for debtor in self.debtors:
+                if debtor is not None:
+                    debtor.settle()
 
     def before_look(self) -> None:
         """Settles for somebody who is about to read a table.
 
         Raises:
-            NotPrivateError: a step is being traced, or runs, or could at any moment.
+            NotPrivateError: a step runs, or could at any moment.
         """
-        if not self.tables:
+        # Of a function that is being traced, owing_of has seen the step, and whoever
+        # runs another one settles then.
+        if not self.tables or not tf.executing_eagerly():
             return
-        if not tf.executing_eagerly():
-            # Whoever runs another function than the step settles then.
-            if self._is_traced:
-                raise NotPrivateError(_REFUSED.format("A metric reads a table"))
-            return
-        if self._thread is not None:
-            if self._is_stepping:
-                raise NotPrivateError(_REFUSED.format("A table was read inside a step"))
-            if self._thread != threading.get_ident():
-                raise NotPrivateError(
-                    _REFUSED.format("A table was read in another thread than fit's")
-                )
-        self.settle()
+        with self._lock:
+            if self._thread is not None:
+                is_here = self._thread == threading.get_ident()
+                if self._is_stepping or not is_here:
+                    where = (
+                        "inside a step" if is_here else "in another thread than fit's"
+                    )
+                    raise NotPrivateError(
+                        f"A table was read {where} while its noise is owed. What is "
+                        "read then would hide less than was accounted. Read weights in "
+                        "a callback, or leave lazy_noise out of the optimizer."
+                    )
+            self.settle()
 
     @contextmanager
     def fit(self) -> Iterator[None]:
         """Inside the block steps of this thread may owe."""
-        self._thread = threading.get_ident()
+        with self._lock:
+            previous, self._thread = self._thread, threading.get_ident()
         try:
             yield
         finally:
-            self._thread, self._is_stepping = None, False
-            self.settle()
-
-    @contextmanager
-    def no_reads_traced(self) -> Iterator[None]:
-        """Inside the block, a part of the step is traced that may not read a table."""
-        self._is_traced = True
-        try:
-            yield
-        finally:
-            self._is_traced = False
+            with self._lock:
+                try:
+                    self.settle()
+                finally:
+                    self._thread, self._is_stepping = previous, False
 
     def callbacks(self, others: Sequence[Any]) -> list[Any]:
         """The callbacks of a fit, with those that settle; as they are if none owes."""
@@ -155,14 +157,13 @@ class Owing:
         self.settle()
         for debtor in self.debtors:
             if debtor is not None:
-                host.unguard_reads(debtor.variable)
+                host.unguard_reads(debtor.variable, self.before_look)
         self.tables, self.debtors = (), ()
 
 
-_REFUSED = (
-    "{} while its noise is owed. What is read then would hide less than was accounted. "
-    "Read weights in a callback, or leave lazy_noise out of the optimizer."
-)
+def who_may_look(callbacks: Sequence[Any]) -> str:
+    """The first that could run a traced function between batches, or ""."""
+    return next((type(c).__name__ for c in callbacks if _may_look(c)), "")
 
 
 def owing_of(
@@ -177,22 +178,27 @@ def owing_of(
         specs: of (x, y, sample_weight), of any number of rows.
     """
     places = {id(v): i for i, v in enumerate(objective.variables)}
-    tables, debtors, reasons = [], [], []
+    found, reasons = [], []
     for layer in host.sublayers(model):
-        if type(layer) is not keras.layers.Embedding or not layer.built:
-            continue
-        if id(layer.embeddings) not in places:
+        is_embedding = isinstance(layer, keras.layers.Embedding) and layer.built
+        if not is_embedding or id(layer.embeddings) not in places:
             continue
         reason = _why_not(layer, plan)
-        if not reason:
-            debtor, index = OwedNoise(layer.embeddings), places[id(layer.embeddings)]
-            table = Table(layer, index, debtor.read)
-            reason = _who_else(dataclasses.replace(objective, tables=[table]), specs)
         if reason:
             reasons.append(f"{layer.name!r} owes no noise: {reason}")
-        else:
-            tables.append(table)
-            debtors.append(debtor)
+            continue
+        debtor, index = OwedNoise(layer.embeddings), places[id(layer.embeddings)]
+        found.append((Table(layer, index, debtor.read), debtor))
+    if _who_else(objective, [table for table, _ in found], specs):
+        alone = []
+        for table, debtor in found:
+            reason = _who_else(objective, [table], specs)
+            if reason:
+                reasons.append(f"{table.layer.name!r} owes no noise: {reason}")
+            else:
+                alone.append((table, debtor))
+        found = alone
+    tables, debtors = zip(*found, strict=True) if found else ((), ())
     return Owing(len(places), tables, debtors, reasons)
 
 
@@ -201,6 +207,8 @@ def _why_not(layer: keras.layers.Embedding, plan: choose.Plan) -> str:
     table = layer.embeddings
     if plan.engine != "bookkeeping" or plan.alone:
         return "not every layer is differentiated by book-keeping"
+    if type(layer) is not keras.layers.Embedding or "call" in vars(layer):
+        return "it has a call of its own"
     if not isinstance(table, keras.Variable) or layer.lora_enabled:
         return "its table is made of other weights"
     if table.dtype != "float32":
@@ -212,18 +220,31 @@ def _why_not(layer: keras.layers.Embedding, plan: choose.Plan) -> str:
     return ""
 
 
-def _who_else(objective: Objective, specs: Rows) -> str:
-    """Who else reads the table, such as tied weights; empty if nobody does."""
+def _who_else(objective: Objective, tables: Sequence[Table], specs: Rows) -> str:
+    """Who else reads one of the tables in a step, such as tied weights; "" if nobody.
+
+    Losses, metrics and regularizers are part of the step.
+    """
     like = map_rows(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), specs)
+    objective = dataclasses.replace(objective, tables=tables)
 
     def trace(rows: Rows) -> tf.Tensor:
-        bookkeeping.plan(objective, rows)
+        count = row_count(rows)
+        keys, is_real = objective.example_keys(count), tf.ones([count], tf.bool)
+        _, outputs = bookkeeping.clipped_sum(objective, rows, keys, 1.0, is_real)
+        host.update_metrics(objective.model, rows, outputs)
         return tf.zeros([])
 
+    if not tables:
+        return ""
     try:
-        tf.function(trace, autograph=False).get_concrete_function(like)
+        graph = tf.function(trace, autograph=False).get_concrete_function(like).graph
     except UnsupportedSiteError as error:
         return str(error)
+    for table in tables:
+        for op in host.users_of(table.layer.embeddings, graph):
+            if not op.name.startswith((OwedNoise.SCOPE, WEIGHTS_SCOPE)):
+                return f"{op.type} ({op.name}) reads the table too"
     return ""
 
 
@@ -235,9 +256,9 @@ class _Settles(keras.callbacks.Callback):
         self._owing, self._others = owing, others
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Only if somebody could look."""
+        """Settles only for a callback whose hook was not there when fit began."""
         self._owing.stepping(False)
-        if any(map(_may_look, self._others)):
+        if who_may_look(self._others):
             self._owing.settle()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -264,6 +285,8 @@ class _Steps(keras.callbacks.Callback):
 def _may_look(callback: Any) -> bool:
     """Whether a callback runs code between batches that is not known to be blind."""
     kind = type(callback)
+    if not isinstance(callback, keras.callbacks.Callback):
+        return True
     if any(hook in vars(callback) for hook in _BATCH_HOOKS):
         return True
     if kind in _BLIND or kind.__module__.startswith("dp_train."):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from dp_train.gradients.objective import (
 )
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from dp_train.owing import Owing, owing_of
+from dp_train.owing import Owing, owing_of, who_may_look
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -208,18 +208,20 @@ def prepare(
     return batches
 
 
-def choose_tables(model: Any, specs: Any, may_owe: bool) -> None:
+def choose_tables(model: Any, specs: Any, others: Sequence[Any]) -> None:
     """Lets tables owe their noise in the coming fit, or no longer.
 
     Args:
         model: prepared.
         specs: of its batches.
-        may_owe: nobody's code runs between the callbacks.
+        others: callbacks, and whatever else runs code between batches.
     """
     state = model._privacy
-    reason = ""
-    if not may_owe:
-        reason = "no noise is owed: others run code between batches"
+    who, reason = who_may_look(others), ""
+    if who:
+        reason = f"no noise is owed: {who} could look between batches"
+    elif host.has_own_train_function(model):
+        reason = "no noise is owed: the model makes its own train_function"
     elif state.microbatch is not None:
         reason = "no noise is owed: gradients are summed in chunks"
     wanted = model.optimizer.lazy_noise, reason, state.checked

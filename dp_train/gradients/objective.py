@@ -21,6 +21,8 @@ Rows = tuple[Any, Any, Any]
 """(x, y, sample_weight): nested structures of tensors with a common first axis."""
 
 
+WEIGHTS_SCOPE = "dp_train_weights/"
+"""Names of the ops that read the weights for all of a step begin so."""
 Outputs = tuple[tf.Tensor, Any, Any]
 """(loss, predictions, masks): what the metrics need; of one example or stacked."""
 
@@ -143,7 +145,8 @@ def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:
 
 def weight_values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
     """The current values, as tensors that a tape can watch."""
-    return [tf.identity(tf.convert_to_tensor(v.value)) for v in variables]
+    with tf.name_scope(WEIGHTS_SCOPE):
+        return [tf.identity(tf.convert_to_tensor(v.value)) for v in variables]
 
 
 def data_free_gradients(

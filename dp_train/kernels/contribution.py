@@ -217,6 +217,6 @@ class RowsRead(Contribution):
 
     def plus(self, others: Sequence[RowsRead]) -> Contribution:
         every = [self, *others]
-        ids = tf.concat([r._ids for r in every], axis=1)
+        ids = tf.concat([tf.cast(r._ids, tf.int64) for r in every], axis=1)
         cotangents = tf.concat([r._cotangents for r in every], axis=1)
         return RowsRead(ids, cotangents, self._rows)

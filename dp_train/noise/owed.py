@@ -38,6 +38,9 @@ class OwedNoise:
         variable, rows, width: as given.
     """
 
+    SCOPE = "dp_train_owed_noise/"
+    """Names of the ops of `read` begin so."""
+
     def __init__(self, variable: keras.Variable) -> None:
         self.variable = variable
         self._table: tf.Variable = variable.value
@@ -64,6 +67,10 @@ class OwedNoise:
         Args:
             ids: [n] integers in [0, rows), any of them several times.
         """
+        with tf.name_scope(self.SCOPE):
+            return self._read(ids)
+
+    def _read(self, ids: tf.Tensor) -> tf.Tensor:
         due = tf.identity(self._due)
         places = tf.range(tf.shape(ids)[0])
         # One of several equal ids gets the noise: the one that wrote last.
@@ -73,12 +80,17 @@ class OwedNoise:
         stddev = tf.cast(tf.sqrt(tf.maximum(owed, 0.0)), tf.float32)
         noise = stddev[:, None] * draw.paid_later(tf.shape(ids)[0], self.width)
         self._table.scatter_add(tf.IndexedSlices(noise, ids))
-        self._settled.scatter_update(tf.IndexedSlices(0.0 * owed + due, ids))
-        return tf.gather(self._table, ids)
+        rows = tf.gather(self._table, ids)
+        # After the noise: a row whose noise could not be drawn goes on owing.
+        with tf.control_dependencies([rows]):
+            self._settled.scatter_update(tf.IndexedSlices(0.0 * owed + due, ids))
+        return rows
 
     def settle(self) -> None:
         """Draws what every row owes; eagerly, between steps."""
         due = float(self._due)
+        if not due:
+            return
         owed: Any = np.maximum(due - self._settled.numpy(), 0.0)
         if not owed.any():
             return

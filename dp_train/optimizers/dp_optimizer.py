@@ -243,7 +243,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 _average(g, noise.get(i), divisor, extras[i])
                 for i, g in enumerate(gradients)
             ]
-            self.inner_optimizer.apply(noised, variables)
+            # Never before the charge, also where nothing else of it is needed.
+            with tf.control_dependencies([stddev]):
+                self.inner_optimizer.apply(noised, variables)
 
         if any(debtors):
             # The update is weights - rate * average: this is the noise's share of it.

@@ -92,14 +92,17 @@ class Looks(keras.callbacks.Callback):
 
 
 class LooksAfterBatches(Looks):
-    """Looks after each batch."""
+    """Looks after each batch, and does not say so before fit has begun."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.on_train_batch_end = lambda batch, logs=None: self.seen.append(self.read())
+
+
+class SaysItIsBlind(Looks):
+    """Nobody settles for this one, which is taken for a callback of the library."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.seen.append(self.read())
-
-
-class SaysItIsBlind(LooksAfterBatches):
-    """Nobody settles for this one, which is taken for a callback of the library."""
 
 
 SaysItIsBlind.__module__ = "dp_train.of_test"

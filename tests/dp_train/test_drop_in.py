@@ -57,6 +57,17 @@ def several_outputs():
     return keras.Model(inputs, [layers.Dense(3)(hidden), layers.Dense(1)(hidden)])
 
 
+class Folded(layers.Layer):
+    """Scales positions that are folded into the batch axis."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(5,), name="w")
+
+    def call(self, x):
+        many = keras.ops.reshape(keras.ops.stack([x] * 4, axis=1), (-1, 5))
+        return keras.ops.mean(keras.ops.reshape(many * self.w, (-1, 4, 5)), axis=1)
+
+
 LOGITS = keras.losses.SparseCategoricalCrossentropy
 CASES = {
     "unreduced loss": (dense, (5,), LOGITS(from_logits=True, reduction="none")),
@@ -71,6 +82,11 @@ CASES = {
     "convolution": (convolutional, (6, 6, 1), LOGITS(from_logits=True)),
     "subclassed, layers called twice": (Subclassed, (5,), LOGITS(from_logits=True)),
     "attention over an embedding": (tokens, (4,), LOGITS(from_logits=True)),
+    "positions folded into the batch": (
+        lambda: keras.Sequential([keras.Input((5,)), Folded(), layers.Dense(3)]),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
     "several outputs": (
         several_outputs,
         (5,),
@@ -264,17 +280,6 @@ class OwnStep(keras.Sequential):
         return {"loss": loss}
 
 
-class Folded(layers.Layer):
-    """Scales positions that are folded into the batch axis."""
-
-    def build(self, shape):
-        self.w = self.add_weight(shape=(5,), name="w")
-
-    def call(self, x):
-        many = keras.ops.reshape(keras.ops.stack([x] * 4, axis=1), (-1, 5))
-        return keras.ops.mean(keras.ops.reshape(many * self.w, (-1, 4, 5)), axis=1)
-
-
 @tf.custom_gradient
 def coupled_behind(x):
     return tf.identity(x), lambda g: g + 0.5 * tf.reduce_sum(g, axis=0, keepdims=True)
@@ -354,11 +359,6 @@ REFUSED = {
         lambda: stacked(TimeMajorProduct()),
         {},
         "another axis",
-    ),
-    "positions folded into the batch": (
-        lambda: stacked(Folded()),
-        {},
-        "several rows of each example",
     ),
     "gradients that mix": (lambda: stacked(CoupledBehind()), {}, "gradient of its own"),
     "loss with a side door": (lambda: stacked(kind=Remembering), {}, "loss reads what"),

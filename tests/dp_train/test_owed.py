@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import dp_train
+from dp_train.noise import draw
 from tests.batteries import owed
 
 SGD = keras.optimizers.SGD
@@ -141,6 +142,38 @@ class Tied(keras.Model):
         return keras.ops.softmax(hidden @ keras.ops.transpose(table))
 
 
+class OwnEmbedding(keras.layers.Embedding):
+    """A class of the user's."""
+
+
+def with_call_of_its_own():
+    model = compiled()
+    layer = model.layers[0]
+    object.__setattr__(layer, "call", type(layer).call.__get__(layer))
+    return model
+
+
+def with_own_class():
+    return with_optimizer(
+        keras.Sequential(
+            [
+                keras.Input((owed.TOKENS,), dtype="int32"),
+                OwnEmbedding(owed.ROWS, 4),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2, activation="softmax"),
+            ]
+        ),
+        SGD(0.1),
+    )
+
+
+def with_regularizer_elsewhere():
+    model = compiled()
+    table = model.layers[0].embeddings
+    model.layers[2].kernel.regularizer = lambda w: 1e-6 * keras.ops.sum(table**2)
+    return model
+
+
 def untied_with_lora():
     model = compiled()
     model.layers[0].enable_lora(2)
@@ -161,6 +194,9 @@ def untied_with_lora():
             "no noise is owed: gradients are summed in chunks",
         ),
         (untied_with_lora, "engine 'bookkeeping'"),
+        (with_call_of_its_own, "a call of its own"),
+        (with_own_class, "a call of its own"),
+        (with_regularizer_elsewhere, ") reads the table too"),
     ],
     ids=[
         "regularizer",
@@ -171,6 +207,9 @@ def untied_with_lora():
         "tied weights",
         "chunks",
         "LoRA",
+        "own call",
+        "own class",
+        "regularizer of another weight",
     ],
 )
 def test_where_old_noise_is_more_than_a_sum_every_row_gets_it_at_every_step(
@@ -270,6 +309,7 @@ def test_without_a_reader_most_rows_owe_between_batches():
 
 READERS = {
     "get_weights": lambda model: model.get_weights(),
+    "repr": lambda model: repr(model.layers[0].embeddings),
     "array": lambda model: np.asarray(model.layers[0].embeddings),
     "assign": lambda model: model.layers[0].embeddings.assign_add(
         np.ones((owed.ROWS, owed.WIDTH), "float32")
@@ -341,36 +381,228 @@ def test_what_would_lose_noise_is_refused_between_batches(act, message):
 
 
 class Largest(keras.metrics.Metric):
-    """A metric that reads the table, in the graph or in Python."""
+    """A metric that reads the table: in the graph, or in Python, now or at the end."""
 
-    def __init__(self, table, in_python):
+    def __init__(self, table, how):
         super().__init__()
-        self.table, self.in_python = table, in_python
-        self.value = self.add_weight(initializer="zeros")
+        self.table, self.how, self.handle = table, how, table.value
+        self.seen = self.add_weight(initializer="zeros")
+        self.shown = []
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        if self.in_python:
+        if self.how == "variable":
+            self.seen.assign(keras.ops.max(self.table))
+        elif self.how == "handle":
+            self.seen.assign(tf.reduce_max(self.handle))
+        elif self.how == "Python":
             found = tf.py_function(lambda: np.max(self.table), [], tf.float32)
-            found = tf.ensure_shape(found, [])
-        else:
-            found = keras.ops.max(self.table)
-        self.value.assign(found)
+            self.seen.assign(tf.ensure_shape(found, []))
 
     def result(self):
-        return self.value
+        if tf.executing_eagerly() and self.how == "result":
+            self.shown.append(self.handle.numpy())
+        return self.seen
 
 
-@pytest.mark.parametrize("in_python", [False, True])
-def test_a_metric_may_not_read_the_table_inside_a_step(in_python):
+def measured(how):
+    model = owed.model()
+    metric = Largest(model.layers[0].embeddings, how)
+    model.compile(model.optimizer, loss=model.loss, metrics=[metric])
+    return model, metric
+
+
+@pytest.mark.parametrize("how", ["variable", "handle"])
+def test_a_table_that_a_metric_reads_in_the_step_owes_nothing(how):
     with owed.small_tables_owe():
-        model = owed.model()
-        metric = Largest(model.layers[0].embeddings, in_python)
-        model.compile(model.optimizer, loss=model.loss, metrics=[metric])
-        error = tf.errors.OpError if in_python else dp_train.NotPrivateError
-        with pytest.raises(error, match="while its noise is owed"):
+        model, _ = measured(how)
+        model.fit(*owed.data(), batch_size=8, verbose=0)
+    assert not model._privacy.owing.tables
+    assert ") reads the table too" in str(model.privacy_plan())
+
+
+def test_a_metric_may_not_read_the_table_in_python_inside_a_step():
+    with owed.small_tables_owe():
+        model, _ = measured("Python")
+        with pytest.raises(tf.errors.OpError, match="while its noise is owed"):
             model.fit(*owed.data(), batch_size=8, verbose=0)
         table = model.layers[0].embeddings.value
         assert np.all(table.numpy() == model.get_weights()[0])
+
+
+def test_a_result_at_the_end_of_an_epoch_sees_settled_rows():
+    with owed.small_tables_owe():
+        model, metric = measured("result")
+        before = model.layers[0].get_weights()[0]
+        model.fit(*owed.data(), batch_size=8, verbose=0)
+        assert model._privacy.owing.tables
+    assert np.all(metric.shown[-1] != before)
+
+
+class OfItsOwn(keras.Model):
+    """Reads or runs by code of its own, as `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.table = keras.layers.Embedding(owed.ROWS, owed.WIDTH)
+        self.dense = keras.layers.Dense(2)
+        self.how, self.seen, self.raw = how, [], None
+
+    def call(self, x):
+        hidden = keras.ops.mean(self.table(x), axis=1)
+        if self.how == "raw" and self.raw is not None:
+            hidden = hidden + 0.0 * tf.reduce_mean(self.raw[0], axis=0)
+        return self.dense(hidden)
+
+    def evaluate(self, *args, **kwargs):
+        if self.how == "evaluate":
+            self.seen.append(self.look().numpy())
+            return {"loss": 0.0}
+        return super().evaluate(*args, **kwargs)
+
+    def look(self):
+        return self.raw[1]()
+
+
+class OfItsOwnStep(OfItsOwn):
+    def make_train_function(self, force=False):
+        super().make_train_function(force)
+        step = self.train_function
+
+        def train_function(iterator):
+            self.seen.append(self.look().numpy())
+            return step(iterator)
+
+        self.train_function = train_function
+        return train_function
+
+
+def of_its_own(how, kind=OfItsOwn):
+    model = kind(how)
+    x, y = owed.data(24)
+    model(x)
+    value = model.table.embeddings.value
+    model.raw = [value, tf.function(value.read_value)]
+    model = dp_train.make_private(model)
+    optimizer = dp_train.DPSGD(
+        owed.RATE, l2_norm_clip=0.1, noise_multiplier=1000.0, lazy_noise=True
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss)
+    before = value.numpy()
+    with owed.small_tables_owe():
+        model.fit(x, y, batch_size=8, verbose=0, validation_data=(x, y))
+    return model, before
+
+
+def test_an_evaluate_of_its_own_sees_settled_rows():
+    model, before = of_its_own("evaluate")
+    assert model._privacy.owing.tables
+    assert np.all(model.seen[-1] != before)
+
+
+@pytest.mark.parametrize("how", ["raw", "step"])
+def test_code_of_its_own_in_a_step_owes_nothing(how):
+    model, before = of_its_own(how, OfItsOwnStep if how == "step" else OfItsOwn)
+    assert not model._privacy.owing.tables
+    assert np.all(model.table.embeddings.value.numpy() != before)
+    assert "owe" in str(model.privacy_plan())
+
+
+class BatchHook(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        pass
+
+
+def test_nothing_is_owed_beside_a_callback_that_runs_between_batches():
+    with owed.small_tables_owe():
+        model = owed.model()
+        model.fit(*owed.data(), batch_size=8, verbose=0, callbacks=[BatchHook()])
+    assert not model._privacy.owing.tables
+    assert "BatchHook could look between batches" in str(model.privacy_plan())
+
+
+def test_checkpoints_between_batches_hold_settled_rows(tmp_path):
+    with owed.small_tables_owe():
+        model = owed.model()
+        before = model.layers[0].get_weights()[0]
+        path = str(tmp_path / "{batch}.weights.h5")
+        checkpoint = keras.callbacks.ModelCheckpoint(
+            path, save_weights_only=True, save_freq=2
+        )
+        model.fit(*owed.data(24), batch_size=8, verbose=0, callbacks=[checkpoint])
+        assert model._privacy.owing.tables
+        saved = owed.model()
+        (file,) = tmp_path.iterdir()
+        saved.load_weights(file)
+        assert np.all(saved.layers[0].get_weights()[0] != before)
+
+
+def test_a_shared_table_is_guarded_for_each_of_its_models():
+    with owed.small_tables_owe():
+        first = owed.model()
+        second = dp_train.make_private(
+            keras.Sequential([*first.layers[:2], keras.layers.Dense(2)])
+        )
+        second.build((None, owed.TOKENS))
+        second.compile(first.optimizer.from_config(first.optimizer.get_config()), "mse")
+        second.compile(owed.model().optimizer, loss=first.loss)
+        for model in (first, second):
+            model.fit(*owed.data(), batch_size=8, verbose=0)
+            assert model._privacy.owing.tables
+        first.compile(first.optimizer, loss=first.loss)
+        table, seen = second.layers[0].embeddings, []
+
+        class Reads(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                before = table._value.numpy()
+                table.numpy()
+                seen.append(np.mean(table._value.numpy() != before))
+
+        Reads.__module__ = "dp_train.of_test"
+        second.fit(*owed.data(24), batch_size=8, verbose=0, callbacks=[Reads()])
+    assert min(seen) > 0.9
+
+
+class DrawError(Exception):
+    """No memory, say."""
+
+
+def test_where_the_noise_cannot_be_charged_no_row_moves():
+    with owed.small_tables_owe():
+        model = owed.model()
+        model.fit(*owed.data(), batch_size=8, verbose=0)
+        before, ledger = model.get_weights()[0], model.privacy_ledger.total
+
+        def fail(*args):
+            raise DrawError
+
+        model._privacy.account.charge = fail
+        with pytest.raises(tf.errors.OpError, match="DrawError"):
+            model.fit(*owed.data(), batch_size=8, verbose=0)
+        assert model.privacy_ledger.total == ledger
+        np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
+def test_a_row_whose_noise_could_not_be_drawn_goes_on_owing(monkeypatch):
+    table = keras.Variable(np.zeros((owed.ROWS, owed.WIDTH), "float32"))
+    noise = owed.OwedNoise(table)
+    noise.owe(tf.constant(4.0, tf.float64))
+    paid_later = draw.paid_later
+
+    def fail(count, width):
+        def call(count):
+            raise DrawError
+
+        return tf.ensure_shape(
+            tf.numpy_function(call, [count], tf.float32), [None, width]
+        )
+
+    ids = tf.range(100)
+    monkeypatch.setattr(draw, "paid_later", fail)
+    with pytest.raises(tf.errors.OpError, match="DrawError"):
+        tf.function(noise.read)(ids)
+    monkeypatch.setattr(draw, "paid_later", paid_later)
+    assert np.all(tf.function(noise.read)(ids).numpy() != 0)
 
 
 class InterruptedError(Exception):
@@ -423,7 +655,7 @@ def test_a_generator_may_look_between_batches_so_nothing_is_owed():
         dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         model.fit(dataset, steps_per_epoch=2, verbose=0)
     assert not model._privacy.owing.tables
-    assert "others run code between batches" in str(model.privacy_plan())
+    assert "Dataset could look between batches" in str(model.privacy_plan())
     assert np.all(model.layers[0].get_weights()[0] != before)
     assert seen
 
