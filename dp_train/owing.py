@@ -183,11 +183,14 @@ def owing_of(
         is_embedding = isinstance(layer, keras.layers.Embedding) and layer.built
         if not is_embedding or id(layer.embeddings) not in places:
             continue
+        index = places[id(layer.embeddings)]
         reason = _why_not(layer, plan)
+        if any(table.index == index for table, _ in found):
+            reason = "it shares the table of another layer"
         if reason:
             reasons.append(f"{layer.name!r} owes no noise: {reason}")
             continue
-        debtor, index = OwedNoise(layer.embeddings), places[id(layer.embeddings)]
+        debtor = OwedNoise(layer.embeddings)
         found.append((Table(layer, index, debtor.read), debtor))
     if _who_else(objective, [table for table, _ in found], specs):
         alone = []

@@ -174,6 +174,17 @@ def with_regularizer_elsewhere():
     return model
 
 
+def with_shared_variable():
+    inputs = keras.Input((owed.TOKENS,), dtype="int32")
+    first, second = (keras.layers.Embedding(owed.ROWS, 4) for _ in range(2))
+    x = first(inputs)
+    second.build()
+    object.__setattr__(second, "_embeddings", first.embeddings)
+    x = keras.layers.Flatten()(x + second(inputs))
+    outputs = keras.layers.Dense(2, activation="softmax")(x)
+    return with_optimizer(keras.Model(inputs, outputs), SGD(0.1))
+
+
 def untied_with_lora():
     model = compiled()
     model.layers[0].enable_lora(2)
@@ -196,6 +207,7 @@ def untied_with_lora():
         (untied_with_lora, "engine 'bookkeeping'"),
         (with_call_of_its_own, "a call of its own"),
         (with_own_class, "a call of its own"),
+        (with_shared_variable, "it shares the table of another layer"),
         (with_regularizer_elsewhere, ") reads the table too"),
     ],
     ids=[
@@ -209,6 +221,7 @@ def untied_with_lora():
         "LoRA",
         "own call",
         "own class",
+        "shared variable",
         "regularizer of another weight",
     ],
 )
