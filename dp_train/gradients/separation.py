@@ -567,6 +567,7 @@ _RULES: dict[str, Rule] = {
     "MatMul": _matmul,
     "Einsum": _einsum,
     "Conv2DBackpropInput": _transposed_convolution,
+    "Conv3DBackpropInputV2": _transposed_convolution,
     "ConcatV2": _concat,
     "ExpandDims": _expand,
     "GatherV2": _gather,

@@ -16,8 +16,8 @@ from dp_train.kernels.matmul import matmul
 Kernel = Callable[[tf.Operation, int, tf.Tensor, tf.Tensor], Contribution]
 
 ONE_ROW_AN_EXAMPLE = frozenset(
-    """AddV2 BiasAdd Conv2D Conv2DBackpropInput Conv3D DepthwiseConv2dNative Mul
-    Sub""".split()
+    """AddV2 BiasAdd Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2
+    DepthwiseConv2dNative Mul Sub""".split()
 )
 """Ops whose kernel takes each row of the first axis for an example; where an example
 has several, as in a dilated convolution, their gradients are added."""
@@ -34,6 +34,7 @@ KERNELS: dict[str, Kernel] = {
     "Conv2D": convolution,
     "Conv3D": convolution,
     "Conv2DBackpropInput": transposed,
+    "Conv3DBackpropInputV2": transposed,
     "DepthwiseConv2dNative": depthwise,
     "Einsum": einsum,
 }

@@ -206,6 +206,11 @@ COVERED = {
     "dilated depthwise": lambda: images(
         layers.DepthwiseConv2D(2, dilation_rate=2), layers.Conv2D(2, 2)
     ),
+    "transposed in three dimensions": lambda: images(
+        layers.Conv3DTranspose(2, 2, strides=(1, 2, 1)),
+        layers.Conv3DTranspose(3, 2, padding="same"),
+        shape=(2, 3, 2, 2),
+    ),
     "dilated shared convolution": lambda: shared_convolution(dilation_rate=2),
     "einsum": lambda: series(
         layers.EinsumDense("abc,cde->abde", output_shape=(4, 2, 3), bias_axes="de")
@@ -235,10 +240,6 @@ COVERED = {
 
 
 ALONE = {
-    "transposed in three dimensions": (
-        lambda: images(layers.Conv3DTranspose(2, 2), shape=(3, 3, 3, 2)),
-        "Conv3DBackpropInput",
-    ),
     "weight outside of any axis": (
         lambda: series(layers.Dense(3), Cumulated(), Cumulated(), layers.Dense(3)),
         "Maximum",
