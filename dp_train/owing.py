@@ -178,7 +178,8 @@ def owing_of(
         specs: of (x, y, sample_weight), of any number of rows.
     """
     places = {id(v): i for i, v in enumerate(objective.variables)}
-    found, reasons = [], []
+    found: list[tuple[Table, OwedNoise]] = []
+    reasons = []
     for layer in host.sublayers(model):
         is_embedding = isinstance(layer, keras.layers.Embedding) and layer.built
         if not is_embedding or id(layer.embeddings) not in places:

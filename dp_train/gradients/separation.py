@@ -47,13 +47,14 @@ Kinds = dict[int, Kind]
 
 _POINTWISE = frozenset(
     """Abs Acos Acosh Add AddV2 Asin Asinh Atan Atan2 Atanh BiasAdd BitwiseAnd Cast Ceil
-    CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu Equal Erf Erfc Erfinv Exp Expm1
-    Floor FloorDiv FloorMod Greater GreaterEqual Identity IsFinite IsInf IsNan LeakyRelu
-    Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mod
-    Mul MulNoNan Neg NotEqual OnesLike Pow PreventGradient RealDiv Reciprocal Relu Relu6
-    Rint Round Rsqrt Select SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt
-    Square SquaredDifference StopGradient Sub Tan Tanh TruncateDiv Xdivy Xlogy
-    ZerosLike PlaceholderWithDefault""".split()
+    CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu EnsureShape Equal Erf Erfc
+    Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual Identity IsFinite
+    IsInf IsNan LeakyRelu Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot
+    LogicalOr Maximum Minimum Mod Mul MulNoNan Neg NotEqual OnesLike
+    PlaceholderWithDefault Pow PreventGradient RealDiv Reciprocal Relu Relu6 Rint Round
+    Rsqrt Select SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square
+    SquaredDifference StopGradient Sub Tan Tanh TruncateDiv Xdivy Xlogy
+    ZerosLike""".split()
 )
 _WINDOWED = frozenset(
     """AvgPool AvgPool3D Conv2D Conv3D DepthwiseConv2dNative LRN MaxPool MaxPool3D
@@ -79,6 +80,8 @@ _OF_KEYS = frozenset(
     StatelessRandomGetKeyCounter StridedSlice""".split()
 )
 """Ops that make a key of a key."""
+_LEAST_MOVES = {"Add": 0, "AddV2": 0, "FloorMod": 2**16, "Mul": 1}
+"""Ops that make a key of a key and of a number so large."""
 _OF_SIZES = frozenset(
     """Add AddV2 Cast ConcatV2 ExpandDims FloorDiv GatherV2 Identity Maximum Minimum Mul
     Pack Prod Reshape Slice Squeeze StridedSlice Sub""".split()
@@ -253,11 +256,10 @@ def _is_fresh(op: tf.Operation, keys: set[int]) -> bool:
 
 
 def _is_moved(op: tf.Operation) -> bool:
-    """Whether a key is multiplied by a number, or reduced, that leaves a key of it."""
-    if op.type not in ("Mul", "FloorMod"):
+    """Whether a number in the code moves a key, and leaves a key of it."""
+    if op.type not in _LEAST_MOVES:
         return False
-    number = known(op.inputs[1])
-    least = 1 if op.type == "Mul" else 2**16
+    number, least = known(op.inputs[1]), _LEAST_MOVES[op.type]
     return number is not None and bool(np.all(np.abs(number) >= least))
 
 
@@ -468,8 +470,10 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
     }
     strides = known(op.inputs[3])
-    if kind is None or strides is None or kind.axis != 0:
+    if kind is None or strides is None:
         return None
+    if kind.axis > 0:
+        return _sliced_elsewhere(kind, masks, strides)
     if masks["ellipsis"] & 1:
         # The last of the axes, never all of them, are sliced behind the dots.
         is_behind = len(strides) <= op.inputs[0].shape.rank
@@ -477,6 +481,28 @@ def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     is_all = masks["begin"] & 1 and masks["end"] & 1 and strides[0] == 1
     is_moved = masks["new_axis"] & 1 or masks["shrink_axis"] & 1
     return kind if is_all and not is_moved else None
+
+
+def _sliced_elsewhere(
+    kind: Examples, masks: dict[str, int], strides: Any
+) -> Kind | None:
+    """The same where other axes come first, as steps do in a loop over time."""
+    if masks["ellipsis"] or masks["new_axis"]:
+        return None
+    if kind.axis < len(strides):
+        whole = masks["begin"] & masks["end"] & ~masks["shrink_axis"]
+        if not whole >> kind.axis & 1 or strides[kind.axis] != 1:
+            return None
+    dropped = masks["shrink_axis"] & (2**kind.axis - 1)
+    return Examples(kind.axis - dropped.bit_count(), kind.blocks)
+
+
+def _projective(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """Each image by a transform of its own, or all by one."""
+    images, transforms, *others = given
+    is_one = transforms is None and op.inputs[1].shape[0] == 1
+    is_apart = images == Examples(0, 1) and (is_one or transforms == images)
+    return images if is_apart and all(k in (None, SIZE) for k in others) else None
 
 
 def _concat(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
@@ -571,6 +597,7 @@ _RULES: dict[str, Rule] = {
     "ConcatV2": _concat,
     "ExpandDims": _expand,
     "GatherV2": _gather,
+    "ImageProjectiveTransformV3": _projective,
     "LogSoftmax": _last_axis,
     "MirrorPad": _along(lambda amount: not any(amount)),
     "OneHot": _one_hot,

@@ -206,6 +206,12 @@ COVERED = {
     "dilated depthwise": lambda: images(
         layers.DepthwiseConv2D(2, dilation_rate=2), layers.Conv2D(2, 2)
     ),
+    "time distributed": lambda: series(
+        layers.TimeDistributed(layers.Dense(2)), layers.TimeDistributed(layers.PReLU())
+    ),
+    "time distributed convolution": lambda: images(
+        layers.TimeDistributed(layers.Conv2D(2, 2)), shape=(2, 3, 3, 2)
+    ),
     "transposed in three dimensions": lambda: images(
         layers.Conv3DTranspose(2, 2, strides=(1, 2, 1)),
         layers.Conv3DTranspose(3, 2, padding="same"),

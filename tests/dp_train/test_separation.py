@@ -286,10 +286,35 @@ class Heads(layers.Layer):
         return ops.softmax(ops.reshape(y, (-1, 6)))
 
 
+class DrawsOfOneKey(layers.Layer):
+    """Two draws, of a key and of what `move` makes of it."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+        self.move = move
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        key = self.seed_generator.next()
+        moved = self.move(key, x)
+        return x + sum(
+            tf.random.stateless_normal(tf.shape(x), tf.cast(k, tf.int32))
+            for k in (key, moved)
+        )
+
+
 @pytest.mark.parametrize(
     "stack",
     [
         (Heads(),),
+        (DrawsOfOneKey(lambda key, x: key + tf.constant([0, 1], key.dtype)),),
+        (layers.Reshape((2, 2)), layers.GRU(2, dropout=0.1, recurrent_dropout=0.1)),
+        (layers.Reshape((2, 2, 1)), layers.RandomTranslation(0.2, 0.2)),
+        (layers.Reshape((2, 2, 1)), layers.RandomRotation(0.2)),
+        (layers.Reshape((2, 2, 1)), layers.RandomZoom(0.2)),
+        (layers.Reshape((2, 2)), layers.TimeDistributed(layers.Dense(2))),
         (layers.GaussianNoise(0.1), layers.Dropout(0.5)),
         (layers.Reshape((2, 2)), layers.Permute((2, 1)), layers.Flatten()),
         (layers.Reshape((2, 2)), layers.LayerNormalization(), layers.Flatten()),
@@ -299,12 +324,24 @@ class Heads(layers.Layer):
     ],
 )
 def test_layers_that_keep_examples_apart_are_proved_to(stack):
-    tail = (
-        ()
-        if stack[-1].__class__.__name__ != "AveragePooling2D"
-        else (layers.Flatten(),)
-    )
-    assert trained(private(*stack, *tail)).engine == "bookkeeping"
+    plan = trained(private(*stack, layers.Flatten()))
+    assert plan.engine == "bookkeeping"
+    assert not plan.alone
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda key, x: tf.constant([0, 1], key.dtype),
+        lambda key, x: 0 * key + 1,
+        lambda key, x: key // 2**20,
+        lambda key, x: key + tf.cast(tf.shape(x)[0], key.dtype),
+    ],
+    ids=["constant", "zero", "few", "batch size"],
+)
+def test_draws_of_a_key_that_is_not_one_of_the_step_are_refused(move):
+    plan = trained(private(DrawsOfOneKey(move)))
+    assert plan.engine != "bookkeeping"
 
 
 # ----------------------------------------------------------------- state between steps
