@@ -504,7 +504,7 @@ def _contribution(
         blocks: by id of an op, the rows of its inputs for each example.
         alone: gradients in the weight's shape, from calls of layers.
     """
-    found: list[Contribution] = []
+    groups: list[tuple[Site, list[Contribution]]] = []
     for site in sites:
         kernel = KERNELS.get(site.op.type)
         if kernel is None:
@@ -513,22 +513,25 @@ def _contribution(
         several = blocks[id(site.op)] if site.op.type in ONE_ROW_AN_EXAMPLE else 1
         try:
             one = kernel(site.op, site.operand, cotangent, batch * several)
-            found.append(one if several == 1 else one.added(batch, several))
         except UnsupportedSiteError as error:
             error.op = site.op
             raise
-    if not found and not alone:
+        if several > 1:
+            one = one.added(batch, several)
+        for first, uses in groups:
+            if type(one) is type(uses[0]) and _is_same(site.weight, first.weight):
+                uses.append(one)
+                break
+        else:
+            groups.append((site, [one]))
+    if not groups and not alone:
         return None, weight
-    if not alone:
-        operand = sites[0].weight
-        is_same = len({type(c) for c in found}) == 1 and all(
-            s.is_rearranged and _is_same_chain(s.weight, operand) for s in sites
-        )
-        if is_same:
-            return together(found), operand
+    if len(groups) == 1 and groups[0][0].is_rearranged and not alone:
+        ((site, uses),) = groups
+        return together(uses), site.weight
     moved = [
-        _moved_to_weight(site.read, site.weight, contribution)
-        for site, contribution in zip(sites, found, strict=True)
+        _moved_to_weight(site.read, site.weight, together(uses))
+        for site, uses in groups
     ]
     every = [*moved, *alone]
     if len({type(c) for c in every}) > 1:
@@ -550,16 +553,20 @@ def _moved_to_weight(
     return Kept("kept, moved to the weight", gradients)
 
 
-def _is_same_chain(a: tf.Tensor, b: tf.Tensor) -> bool:
-    """Whether two operands are the same rearrangement of a weight."""
-    while a is not b:
-        is_same = a.op.type == b.op.type and a.shape == b.shape
-        if is_same and a.op.type == "ReadVariableOp":
-            return a.op.inputs[0] is b.op.inputs[0]
-        if not is_same or a.op.type not in _REARRANGING - {"Transpose"}:
-            return False
-        a, b = a.op.inputs[0], b.op.inputs[0]
-    return True
+def _is_same(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """Whether two operands are made of a weight in the same way."""
+    if a is b:
+        return True
+    if (a.op.type, a.value_index, a.shape) != (b.op.type, b.value_index, b.shape):
+        return False
+    if a.op.type == "ReadVariableOp":
+        return a.op.inputs[0] is b.op.inputs[0]
+    is_made = a.op.inputs and not a.op.op_def.is_stateful
+    if not (is_made or a.op.type == "Const"):
+        return False
+    return a.op.node_def.attr == b.op.node_def.attr and all(
+        map(_is_same, a.op.inputs, b.op.inputs)
+    )
 
 
 def _in_shape_of_weight(

@@ -206,6 +206,7 @@ COVERED = {
     "dilated depthwise": lambda: images(
         layers.DepthwiseConv2D(2, dilation_rate=2), layers.Conv2D(2, 2)
     ),
+    "convolutional lstm": lambda: images(layers.ConvLSTM1D(2, 2), shape=(3, 5, 2)),
     "time distributed": lambda: series(
         layers.TimeDistributed(layers.Dense(2)), layers.TimeDistributed(layers.PReLU())
     ),
