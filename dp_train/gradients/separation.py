@@ -46,15 +46,15 @@ Kind = Examples | Flat | str
 Kinds = dict[int, Kind]
 
 _POINTWISE = frozenset(
-    """Abs Acos Acosh Add AddV2 Asin Asinh Atan Atan2 Atanh BiasAdd BitwiseAnd Cast Ceil
-    CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu EnsureShape Equal Erf Erfc
-    Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual Identity IsFinite
-    IsInf IsNan LeakyRelu Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot
-    LogicalOr Maximum Minimum Mod Mul MulNoNan Neg NotEqual OnesLike
+    """Abs Acos Acosh Add AddV2 AsString Asin Asinh Atan Atan2 Atanh BiasAdd BitwiseAnd
+    Bucketize Cast Ceil CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu EnsureShape
+    Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual
+    Identity IsFinite IsInf IsNan LeakyRelu Less LessEqual Lgamma Log Log1p LogicalAnd
+    LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Neg NotEqual OnesLike
     PlaceholderWithDefault Pow PreventGradient RealDiv Reciprocal Relu Relu6 Rint Round
     Rsqrt Select SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square
-    SquaredDifference StopGradient Sub Tan Tanh TruncateDiv Xdivy Xlogy
-    ZerosLike""".split()
+    SquaredDifference StopGradient StringToHashBucketFast StringToHashBucketStrong Sub
+    Tan Tanh TruncateDiv Xdivy Xlogy ZerosLike""".split()
 )
 _WINDOWED = frozenset(
     """AvgPool AvgPool3D Conv2D Conv3D DepthwiseConv2dNative LRN MaxPool MaxPool3D
@@ -69,7 +69,9 @@ _RANDOM = frozenset(
     StatelessRandomNormalV2 StatelessRandomUniformFullIntV2 StatelessRandomUniformIntV2
     StatelessRandomUniformV2 StatelessTruncatedNormalV2 TruncatedNormal""".split()
 )
-_SOURCES = frozenset("Assert ReadVariableOp ResourceGather VarHandleOp".split())
+_SOURCES = frozenset(
+    "Assert LookupTableFindV2 ReadVariableOp ResourceGather VarHandleOp".split()
+)
 """Ops with a state that is the same for all examples; Assert gives nothing."""
 _FIRST_STAYS = frozenset(
     "Cast ConcatV2 ExpandDims Identity Pack Reshape Squeeze".split()
@@ -505,6 +507,11 @@ def _projective(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     return images if is_apart and all(k in (None, SIZE) for k in others) else None
 
 
+def _looked_up(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """Each key by itself, in a table that nothing writes to."""
+    return _only(given, 1)
+
+
 def _concat(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     *parts, _ = given
     place = known(op.inputs[-1])
@@ -599,6 +606,7 @@ _RULES: dict[str, Rule] = {
     "GatherV2": _gather,
     "ImageProjectiveTransformV3": _projective,
     "LogSoftmax": _last_axis,
+    "LookupTableFindV2": _looked_up,
     "MirrorPad": _along(lambda amount: not any(amount)),
     "OneHot": _one_hot,
     "Pack": _pack,

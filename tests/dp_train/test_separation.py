@@ -315,6 +315,12 @@ class DrawsOfOneKey(layers.Layer):
         (layers.Reshape((2, 2, 1)), layers.RandomRotation(0.2)),
         (layers.Reshape((2, 2, 1)), layers.RandomZoom(0.2)),
         (layers.Reshape((2, 2)), layers.TimeDistributed(layers.Dense(2))),
+        (layers.Discretization([0.0]), layers.Hashing(5), layers.Embedding(5, 3)),
+        (
+            layers.Discretization([0.0]),
+            layers.IntegerLookup(vocabulary=[1]),
+            layers.Embedding(2, 3),
+        ),
         (layers.GaussianNoise(0.1), layers.Dropout(0.5)),
         (layers.Reshape((2, 2)), layers.Permute((2, 1)), layers.Flatten()),
         (layers.Reshape((2, 2)), layers.LayerNormalization(), layers.Flatten()),
