@@ -10,6 +10,8 @@ import concurrent.futures
 import functools
 import logging
 import sys
+import threading
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -160,20 +162,24 @@ def has_foreign_gradient(op: Any) -> bool:
     tf.custom_gradient and overridden gradients leave a name on the op; the functions
     behind it say where they are from.
     """
+    if op._gradient_function is not None:
+        return True
     name = op.node_def.attr["_gradient_op_type"].s.decode()
-    if not name:
-        return False
-    found: set[str] = set()
-    waiting: list[Any] = [ops.gradient_registry.lookup(name)]
+    waiting: list[Any] = [ops.gradient_registry.lookup(name)] if name else []
     seen: set[int] = set()
     while waiting:
         function = waiting.pop()
-        if id(function) in seen or not hasattr(function, "__closure__"):
+        is_data = isinstance(function, type | tf.Variable) or tf.is_tensor(function)
+        if id(function) in seen or is_data or not callable(function):
             continue
         seen.add(id(function))
-        found.add(function.__module__ or "")
+        # Other callables hide what they call, and __module__ can be anything.
+        is_plain = isinstance(function, types.FunctionType)
+        module = function.__globals__["__name__"] if is_plain else ""
+        if not module.startswith(("tensorflow.", "keras.")):
+            return True
         waiting += [cell.cell_contents for cell in function.__closure__ or ()]
-    return any(not m.startswith(("tensorflow.", "keras.")) for m in found)
+    return False
 
 
 def written_handles(graph: Any) -> list[Any]:
@@ -402,26 +408,70 @@ def dilations_by_example() -> Iterator[None]:
     TensorFlow runs them as plain ones on d interleaved parts of the input, one batch
     of parts after the other. Here the parts of an example follow each other.
     """
-    previous = array_ops.space_to_batch_nd, array_ops.batch_to_space_nd
-    array_ops.space_to_batch_nd = _parts_of_examples
-    array_ops.batch_to_space_nd = _examples_of_parts
+    functions = {
+        "space_to_batch_nd": _parts_of_examples,
+        "batch_to_space_nd": _examples_of_parts,
+    }
+    with _replaced(array_ops, functions):
+        yield
+
+
+class _Replacements(threading.local):
+    """For each function, by what it is replaced in this thread; the last one counts."""
+
+    def __init__(self) -> None:
+        self.stacks: dict[tuple[Any, str], list[Any]] = {}
+
+
+_replacements = _Replacements()
+
+
+@contextmanager
+def _replaced(module: Any, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block, and in this thread only, a module's functions are others."""
+    for name in functions:
+        _ask_for_replacements(module, name)
+    stacks = _replacements.stacks
+    for name, function in functions.items():
+        stacks.setdefault((module, name), []).append(function)
     try:
         yield
     finally:
-        array_ops.space_to_batch_nd, array_ops.batch_to_space_nd = previous
+        for name in functions:
+            stacks[module, name].pop()
+
+
+@functools.cache
+def _ask_for_replacements(module: Any, name: str) -> Callable[..., Any]:
+    """The module's function, which from now on looks for replacements first."""
+    original: Callable[..., Any] = getattr(module, name)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        stack = _replacements.stacks.get((module, name))
+        return (stack[-1] if stack else original)(*args, **kwargs)
+
+    setattr(module, name, call)
+    return original
+
+
+def _known(*tensors: Any) -> list[Any] | None:
+    """Their values as lists, or None where one of them is known only at run time."""
+    values = [tf.get_static_value(tf.convert_to_tensor(t)) for t in tensors]
+    is_known = all(value is not None for value in values)
+    return [value.tolist() for value in values] if is_known else None
 
 
 def _parts_of_examples(
     input: tf.Tensor, block_shape: Any, paddings: Any, name: str | None = None
 ) -> tf.Tensor:
     """tf.space_to_batch with rows [b, d, ...] in place of [d, b, ...], flattened."""
-    if not input.shape[1:].is_fully_defined():
+    known = _known(block_shape, paddings)
+    if known is None or not input.shape[1:].is_fully_defined():
         return tf.raw_ops.SpaceToBatchND(
             input=input, block_shape=block_shape, paddings=paddings, name=name
         )
-    dilations, padding = (
-        tf.get_static_value(t).tolist() for t in (block_shape, paddings)
-    )
+    dilations, padding = known
     spatial, rest = len(dilations), input.shape[1 + len(dilations) :]
     padded = tf.pad(input, [[0, 0], *padding, *[[0, 0]] * len(rest)], name=name)
     sizes = [padded.shape[1 + i] // d for i, d in enumerate(dilations)]
@@ -436,11 +486,12 @@ def _examples_of_parts(
     input: tf.Tensor, block_shape: Any, crops: Any, name: str | None = None
 ) -> tf.Tensor:
     """The inverse, and crops."""
-    if not input.shape[1:].is_fully_defined():
+    known = _known(block_shape, crops)
+    if known is None or not input.shape[1:].is_fully_defined():
         return tf.raw_ops.BatchToSpaceND(
             input=input, block_shape=block_shape, crops=crops, name=name
         )
-    dilations, cropped = (tf.get_static_value(t).tolist() for t in (block_shape, crops))
+    dilations, cropped = known
     spatial = len(dilations)
     sizes, rest = input.shape[1 : 1 + spatial], input.shape[1 + spatial :]
     parts = tf.reshape(input, [-1, *dilations, *sizes, *rest])
@@ -461,25 +512,21 @@ def without_recomputation() -> Iterator[None]:
     tensors would get no gradient (TensorFlow 2.21).
     """
     code = custom_gradient.recompute_grad.__code__
-    names = "_eager_mode_decorator", "_graph_mode_decorator"
-    previous = {name: getattr(custom_gradient, name) for name in names}
 
-    def through(decorator: Callable[..., Any]) -> Callable[..., Any]:
+    def through(name: str) -> Callable[..., Any]:
+        decorator = _ask_for_replacements(custom_gradient, name)
+
         def call(f: Any, args: Any, kwargs: Any) -> Any:
-            if f.__code__ not in code.co_consts:
+            if getattr(f, "__code__", None) not in code.co_consts:
                 return decorator(f, args, kwargs)
             place = f.__code__.co_freevars.index("f")
             return f.__closure__[place].cell_contents(*args, **kwargs)
 
         return call
 
-    for name, decorator in previous.items():
-        setattr(custom_gradient, name, through(decorator))
-    try:
+    names = "_eager_mode_decorator", "_graph_mode_decorator"
+    with _replaced(custom_gradient, {name: through(name) for name in names}):
         yield
-    finally:
-        for name, decorator in previous.items():
-            setattr(custom_gradient, name, decorator)
 
 
 def is_trainable_state_changed(model: keras.Model) -> bool:
@@ -489,6 +536,9 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
         layer.trainable != compiled.get(layer, layer.trainable)
         for layer in model._flatten_layers()
     )
+
+
+_UNSOUND_BATCH_MATMUL = pfor._pfor_converter_registry["BatchMatMulV2"]
 
 
 def vectorized_map(
@@ -505,20 +555,17 @@ def vectorized_map(
     there, and XLA compiles anew for each value of what they were computed beside.
     """
     registry = pfor._pfor_converter_registry
-    unsound = registry["BatchMatMulV2"]
-    is_under_xla = control_flow_ops._is_under_xla_context
     logger = tf.get_logger()
     registry["BatchMatMulV2"] = _convert_batch_matmul
-    control_flow_ops._is_under_xla_context = lambda: False
     logger.addFilter(_is_for_users)
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
-        return tf.vectorized_map(function, elements, warn=False)
+        with _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}):
+            return tf.vectorized_map(function, elements, warn=False)
     finally:
         logger.removeFilter(_is_for_users)
-        registry["BatchMatMulV2"] = unsound
-        control_flow_ops._is_under_xla_context = is_under_xla
+        registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:

@@ -67,7 +67,7 @@ class AloneCall:
             return [tf.convert_to_tensor(g) for g in found if g is not None]
 
         parts = [*self.elements, *(g for g in given if g is not None)]
-        mapped = iter(host.vectorized_map(one, parts))
+        mapped = iter(_mapped(self.layer, one, parts))
         return [Kept("layer alone", next(mapped)) if r else None for r in is_read]
 
 
@@ -132,15 +132,7 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
                 return tensors(outputs)
 
             elements = tensors((rows, masks))
-            try:
-                flat = host.vectorized_map(
-                    lambda parts: [t[0] for t in one(parts)], elements
-                )
-            except (TypeError, ValueError, NotImplementedError) as error:
-                reason = str(error).partition("\n")[0]
-                raise UnsupportedSiteError(
-                    f"{layer.name!r} cannot be mapped over examples ({reason})"
-                ) from error
+            flat = _mapped(layer, lambda parts: [t[0] for t in one(parts)], elements)
             calls.append(AloneCall(layer, one, elements, list(flat), weights))
             return restored(structure[0], flat)
 
@@ -148,6 +140,17 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
 
     with host.replaced_calls(objective.alone, around):
         yield
+
+
+def _mapped(layer: keras.layers.Layer, function: Any, elements: list[Any]) -> Any:
+    """host.vectorized_map, if it can be."""
+    try:
+        return host.vectorized_map(function, elements)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UnsupportedSiteError(
+            f"{layer.name!r} cannot be mapped over examples ({reason})"
+        ) from error
 
 
 def _has_batch_axis(t: Any) -> bool:

@@ -419,7 +419,12 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
         keras.tree.map_structure(
             lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
         )
+        body = tf.compat.v1.get_default_graph()
+        before = len(body.get_operations())
         loss = host.compute_loss(objective.model, x, y, y_pred, weight)
+        if any(map(host.has_foreign_gradient, body.get_operations()[before:])):
+            # The map would differentiate what it does, and not ask it.
+            raise UnsupportedSiteError("the loss has a gradient of its own")
         return tf.reduce_sum(loss)
 
     # Only by these may the loss reach the batch.
@@ -444,6 +449,8 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
 def _rows_an_example(op: tf.Operation, kinds: separation.Kinds) -> int:
     """Rows along the first axis that each example has in the inputs of an op."""
     found = [kinds.get(id(t)) for t in op.inputs]
+    if not any(isinstance(k, separation.Examples) for k in found):
+        found = [kinds.get(id(t)) for t in op.outputs]
     examples = {k for k in found if isinstance(k, separation.Examples)}
     if any(k.axis for k in examples):
         raise UnsupportedSiteError(

@@ -129,6 +129,7 @@ class Objective:
         x, y, sample_weight = rows
         with (
             host.without_regularization_losses(self.model),
+            host.unrolled_recurrence(self.model),
             tf.GradientTape() as tape,
             keras.StatelessScope(collect_losses=True),
         ):

@@ -46,13 +46,13 @@ Kind = Examples | Flat | str
 Kinds = dict[int, Kind]
 
 _POINTWISE = frozenset(
-    """Abs Acos Acosh Add AddV2 AsString Asin Asinh Atan Atan2 Atanh BiasAdd BitwiseAnd
+    """Abs Acos Acosh Add AddV2 AsString Asin Asinh Atan Atan2 Atanh BitwiseAnd
     Bucketize Cast Ceil CheckNumerics ClipByValue Cos Cosh Div DivNoNan Elu EnsureShape
     Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual
     Identity IsFinite IsInf IsNan LeakyRelu Less LessEqual Lgamma Log Log1p LogicalAnd
     LogicalNot LogicalOr Maximum Minimum Mod Mul MulNoNan Neg NotEqual OnesLike
     PlaceholderWithDefault Pow PreventGradient RealDiv Reciprocal Relu Relu6 Rint Round
-    Rsqrt Select SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square
+    Rsqrt SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square
     SquaredDifference StopGradient StringToHashBucketFast StringToHashBucketStrong Sub
     Tan Tanh TruncateDiv Xdivy Xlogy ZerosLike""".split()
 )
@@ -337,6 +337,20 @@ def _pointwise(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     return Examples(axis, blocks)
 
 
+def _biased(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """A bias lies along the last axis, or along the second."""
+    kind = _only(given, 0)
+    if op.get_attr("data_format") == b"NHWC":
+        return _pointwise(op, given) if kind else None
+    return kind if kind and kind.axis == 0 else None
+
+
+def _selected(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
+    """Pointwise, unless a condition of one axis selects whole rows."""
+    is_pointwise = len({t.shape.rank for t in op.inputs}) == 1
+    return _pointwise(op, given) if is_pointwise else None
+
+
 def _windowed(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     kind = _only(given, 0)
     has_batch_first = "data_format" not in op.node_def.attr or (
@@ -346,7 +360,8 @@ def _windowed(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 
 def _transposed_convolution(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
-    kind = _only(given, 2, may_know_sizes=True)
+    sizes, _, images = given
+    kind = _only([sizes, images], 1, may_know_sizes=True) if given[1] is None else None
     is_known = op.outputs[0].shape[1:].is_fully_defined()
     return kind if kind and kind.axis == 0 and is_known else None
 
@@ -374,7 +389,9 @@ def _matmul(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     left, right = given
     if isinstance(left, Flat):
         width = op.inputs[1].shape[0] if right is None else None
-        is_plain = op.type == "MatMul" and not op.get_attr("transpose_b")
+        is_plain = op.type == "MatMul" and not (
+            op.get_attr("transpose_a") or op.get_attr("transpose_b")
+        )
         if not is_plain or not width or left.entries % width:
             return None
         return Examples(0, left.entries // width)
@@ -574,20 +591,22 @@ def _reverse(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 def _einsum(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     """The letter of the examples stands in all operands with data and in the result."""
     terms, result = op.get_attr("equation").decode().split("->")
+    if "." in terms + result:
+        return None
     letters = set()
     for term, kind in zip(terms.split(","), given, strict=True):
-        if isinstance(kind, Examples) and kind.blocks == 1 and "." not in term:
+        if isinstance(kind, Examples):
             if term.count(term[kind.axis]) > 1:
                 return None
-            letters.add(term[kind.axis])
+            letters.add((term[kind.axis], kind.blocks))
         elif kind is not None:
             return None
     if len(letters) != 1:
         return None
-    (letter,) = letters
+    ((letter, blocks),) = letters
     free = [t for t, kind in zip(terms.split(","), given, strict=True) if kind is None]
     is_kept = result.count(letter) == 1 and not any(letter in term for term in free)
-    return Examples(result.index(letter), 1) if is_kept else None
+    return Examples(result.index(letter), blocks) if is_kept else None
 
 
 def _one_hot(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
@@ -597,6 +616,7 @@ def _one_hot(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 _RULES: dict[str, Rule] = {
     "BatchMatMulV2": _matmul,
+    "BiasAdd": _biased,
     "MatMul": _matmul,
     "Einsum": _einsum,
     "Conv2DBackpropInput": _transposed_convolution,
@@ -614,6 +634,7 @@ _RULES: dict[str, Rule] = {
     "PadV2": _along(lambda amount: not any(amount)),
     "Reshape": _reshape,
     "ReverseV2": _reverse,
+    "Select": _selected,
     "Softmax": _last_axis,
     "Split": _split,
     "SplitV": _split,

@@ -16,7 +16,7 @@ from dp_train.kernels.product import Product
 def matmul(
     op: tf.Operation, operand: int, cotangent: tf.Tensor, batch: tf.Tensor
 ) -> Contribution:
-    """y = x W, with x [b, i], [b, t..., i], or both leading axes flattened to [b t, i].
+    """y = x W, with x [b, i] or [b, t..., i].
 
         gradient_b = sum_t x_bt^T g_bt
 
@@ -32,7 +32,8 @@ def matmul(
         raise UnsupportedSiteError(f"{op.type} with a weight on the left")
     inputs, weight = op.inputs
     width_out, width_in = weight.shape if is_flipped[1] else reversed(weight.shape)
-    positions = _positions(inputs, width_in)
+    middle = inputs.shape[1:-1]
+    positions = math.prod(middle) if middle.is_fully_defined() else None
     rows = [batch, -1 if positions is None else positions]
     inputs = tf.reshape(inputs, tf.stack([*rows, width_in]))
     cotangent = tf.reshape(cotangent, tf.stack([*rows, width_out]))
@@ -42,19 +43,3 @@ def matmul(
 
 def _flag(op: tf.Operation, name: str) -> bool:
     return name in op.node_def.attr and bool(op.get_attr(name))
-
-
-def _positions(inputs: tf.Tensor, width: int) -> int | None:
-    """Rows of `inputs` for each example; None if only known at run time.
-
-    Keras flattens leading axes by a Reshape in front of the MatMul.
-    """
-    if inputs.shape.rank != 2:
-        sizes = inputs.shape[1:-1]
-        return math.prod(sizes) if sizes.is_fully_defined() else None
-    if inputs.op.type != "Reshape":
-        return 1
-    before = inputs.op.inputs[0].shape
-    if before.rank is None or not before[1:].is_fully_defined():
-        return None
-    return math.prod(before[1:]) // width

@@ -16,11 +16,12 @@ from dp_train.kernels.matmul import matmul
 Kernel = Callable[[tf.Operation, int, tf.Tensor, tf.Tensor], Contribution]
 
 ONE_ROW_AN_EXAMPLE = frozenset(
-    """AddV2 BiasAdd Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2
-    DepthwiseConv2dNative Mul Sub""".split()
+    """AddV2 BatchMatMulV2 BiasAdd BroadcastTo Conv2D Conv2DBackpropInput Conv3D
+    Conv3DBackpropInputV2 DepthwiseConv2dNative Einsum MatMul Mul Sub""".split()
 )
 """Ops whose kernel takes each row of the first axis for an example; where an example
-has several, as in a dilated convolution, their gradients are added."""
+has several, as in a dilated convolution or the MatMul of a Dense layer over positions,
+their gradients are added."""
 
 KERNELS: dict[str, Kernel] = {
     "MatMul": matmul,

@@ -35,6 +35,8 @@ class Fixed(Generic[T]):
         self._name = name
 
     def __get__(self, optimizer: Any, owner: type | None = None) -> T:
+        if optimizer is None:  # of the class: inspection, autospec
+            return cast(T, self)
         return cast(T, vars(optimizer)[f"_{self._name}"])
 
     def __set__(self, optimizer: Any, value: Any) -> None:

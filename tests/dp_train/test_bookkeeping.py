@@ -1,6 +1,7 @@
 """The book-keeping engine, its kernels and the certificate that stands before it."""
 
 import dataclasses
+import threading
 
 import keras
 import numpy as np
@@ -206,6 +207,8 @@ COVERED = {
     "dilated depthwise": lambda: images(
         layers.DepthwiseConv2D(2, dilation_rate=2), layers.Conv2D(2, 2)
     ),
+    "rows of several kinds": lambda: images(Rows(), shape=(12,)),
+    "state of a recurrent cell": lambda: _state_only(),
     "convolutional lstm": lambda: images(layers.ConvLSTM1D(2, 2), shape=(3, 5, 2)),
     "time distributed": lambda: series(
         layers.TimeDistributed(layers.Dense(2)), layers.TimeDistributed(layers.PReLU())
@@ -259,6 +262,43 @@ ALONE = {
     "one of two uses of a weight": (lambda: _shared_alone(), "Maximum"),
 }
 ALONE_MODELS = {name: build for name, (build, _) in ALONE.items()}
+
+
+class Rows(keras.layers.Layer):
+    """Works on thirds of an example, as rows of their own, and joins them."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(4,), name="scale")
+        self.mix = self.add_weight(shape=(4, 4), name="mix")
+        self.pair = self.add_weight(shape=(2, 2), name="pair")
+        self.shift = self.add_weight(shape=(4,), name="shift")
+
+    def call(self, x):
+        rows = keras.ops.reshape(x, (-1, 4)) * self.scale
+        rows = keras.ops.tanh(keras.ops.relu(rows + 1) @ self.mix)
+        rows = rows + tf.broadcast_to(self.shift, tf.shape(rows))
+        pairs = keras.ops.tanh(keras.ops.reshape(rows, (-1, 2, 2)) @ self.pair)
+        return keras.ops.reshape(keras.ops.tanh(pairs), (-1, 12))
+
+
+class StateCell(keras.layers.Layer):
+    """A recurrent cell whose output has a weight of its own."""
+
+    state_size, output_size = 4, 3
+
+    def build(self, shape):
+        self.into = self.add_weight(shape=(shape[-1], 4), name="into")
+        self.out = self.add_weight(shape=(4, 3), name="out")
+
+    def call(self, x, states):
+        state = keras.ops.tanh(x @ self.into + states[0])
+        return state @ self.out, [state]
+
+
+def _state_only():
+    inputs = keras.Input((4, 3))
+    _, state = layers.RNN(StateCell(), return_state=True)(inputs)
+    return keras.Model(inputs, layers.Dense(2)(state))
 
 
 def _attended():
@@ -718,3 +758,56 @@ def test_broadcast_matmul_of_many_examples_is_right_on_all_threads():
         expected = np.einsum("nbti,nbto->nio", x, 2 * (x @ w.numpy()))
         np.testing.assert_allclose(gradient, expected, atol=1e-4)
         np.testing.assert_allclose(other, x @ stacked.numpy()[:, None], atol=1e-5)
+
+
+def test_other_threads_do_not_see_what_is_replaced_while_tracing():
+    """A dilated convolution predicts right while another model is traced."""
+    other = images(layers.Conv2D(2, 2, dilation_rate=2))
+    x = np.random.default_rng(0).standard_normal((3, 7, 6, 3)).astype("float32")
+    expected = other(x).numpy()
+    found, is_over = [], threading.Event()
+
+    def predict():
+        while not is_over.is_set():
+            found.append(other(x).numpy())
+
+    thread = threading.Thread(target=predict)
+    thread.start()
+    try:
+        model = private(COVERED["dilated convolution"]())
+        model.train_on_batch(*rows_for(model))
+    finally:
+        is_over.set()
+        thread.join()
+    assert found
+    np.testing.assert_allclose(np.stack(found) - expected, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: tf.space_to_batch(x * w, [2], [[0, 0]]),
+        lambda x, w: tf.map_fn(lambda row: row * w, x),
+    ],
+    ids=["space_to_batch", "map_fn"],
+)
+def test_what_cannot_be_mapped_is_left_to_another_engine(call):
+    class Layer(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(3,), name="w")
+
+        def call(self, x):
+            rows = call(x, self.w)
+            return keras.ops.reshape(rows, (-1, 4, 3)) if rows.shape[1] == 2 else rows
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = private(series(Layer()), "auto")
+    x, y = rows_for(model, 3)
+    try:
+        model.train_on_batch(x, y)
+    except dp_train.NotPrivateError as refusal:
+        assert "mixes examples" in str(refusal)
+    else:
+        assert model.privacy_plan().engine != "bookkeeping"

@@ -343,6 +343,52 @@ class Recomputed(layers.Dense):
         return keras.remat(super().call)(x)
 
 
+class Scaled(layers.Layer):
+    """A weight behind what `mix` does to whole batches, in a graph only."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(5,), name="w")
+
+    def call(self, x):
+        x = (x * self.w)[:, :4]
+        return self.mix(x) if tf.inside_function() else x
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 4)
+
+
+def flat_transposed(x):
+    size = tf.shape(x)[0]
+    flat = tf.reshape(x, tf.stack([size, 0 * size + 4]))
+    return tf.matmul(flat, tf.ones((4, 4)), transpose_a=True)
+
+
+def rows_selected(x):
+    flipped = tf.transpose(x)
+    return tf.transpose(tf.compat.v1.where(x[:, 0] < 0, -flipped, flipped))
+
+
+def bias_of_examples(x):
+    channels = tf.expand_dims(tf.expand_dims(tf.transpose(x), 0), 2)
+    found = tf.nn.bias_add(channels, tf.nn.relu(-x[:, 0]), data_format="NCHW")
+    return tf.transpose(tf.squeeze(found, (0, 2)))
+
+
+@tf.custom_gradient
+def reversed_gradient(x):
+    return tf.identity(x), lambda g: -g
+
+
+def loss_with_its_own_gradient(y, y_pred):
+    return keras.losses.sparse_categorical_crossentropy(
+        y, reversed_gradient(y_pred), from_logits=True
+    )
+
+
 def stacked(*extra, kind=keras.Sequential):
     return kind([keras.Input((5,)), *extra, layers.Dense(3)])
 
@@ -361,6 +407,26 @@ REFUSED = {
         "another axis",
     ),
     "gradients that mix": (lambda: stacked(CoupledBehind()), {}, "gradient of its own"),
+    "product over a flat batch": (
+        lambda: stacked(Scaled(flat_transposed)),
+        {},
+        "MatMul .* may mix examples",
+    ),
+    "rows selected": (
+        lambda: stacked(Scaled(rows_selected)),
+        {},
+        "Select .* may mix examples",
+    ),
+    "bias of examples": (
+        lambda: stacked(Scaled(bias_of_examples)),
+        {},
+        "BiasAdd .* may mix examples",
+    ),
+    "loss with a gradient of its own": (
+        lambda: stacked(),
+        {"loss": loss_with_its_own_gradient},
+        "the loss has a gradient of its own",
+    ),
     "loss with a side door": (lambda: stacked(kind=Remembering), {}, "loss reads what"),
     "loss that reads a weight": (lambda: stacked(kind=Penalising), {}, "reads a varia"),
     "mixup before train_step": (lambda: stacked(kind=Mixup), {}, "train_step of Keras"),

@@ -1,5 +1,6 @@
 """No example may reach the sum through another: what is refused, and what is not."""
 
+import functools
 import inspect
 
 import keras
@@ -204,7 +205,69 @@ class SideDoor(layers.Layer):
         return x + tf.reshape(got, [1, 1])
 
 
+class SizedFilter(layers.Layer):
+    """A transposed convolution by a filter made of the batch's size."""
+
+    def call(self, x):
+        size = tf.cast(tf.shape(x)[0], "float32")
+        z = x[:, :, None, None]
+        return tf.nn.conv2d_transpose(
+            z, tf.reshape(size, (1, 1, 1, 1)), tf.shape(z), 1, "SAME"
+        )[:, :, 0, 0]
+
+
+class DottedEinsum(layers.Layer):
+    """Dots hide at which axis the examples come out."""
+
+    def call(self, x):
+        y = tf.einsum("bi,...jkl->...bjkl", tf.nn.relu(x - 9), tf.ones((1, 1, 1)))
+        y = x[:, :1, None, None] * 0 + tf.transpose(y, (3, 1, 2, 0))
+        return x + tf.reshape(tf.reduce_sum(y, 3), (-1, 1))
+
+
+def _mixed(_, cotangent):
+    return cotangent - tf.reduce_mean(cotangent, axis=0)
+
+
+class GradientOfAPartial(layers.Layer):
+    """A gradient that is no plain function."""
+
+    def call(self, x, training=None):
+        found = tf.custom_gradient(
+            lambda x: (tf.identity(x), functools.partial(_mixed, None))
+        )(x)
+        return found if training else x
+
+
+class GradientThatPoses(layers.Layer):
+    """A gradient that says it is TensorFlow's."""
+
+    def call(self, x, training=None):
+        @functools.wraps(tf.identity)
+        def gradient(cotangent):
+            return _mixed(None, cotangent)
+
+        del gradient.__wrapped__
+        found = tf.custom_gradient(lambda x: (tf.identity(x), gradient))(x)
+        return found if training else x
+
+
+class GradientOfTheOp(layers.Layer):
+    """A gradient that was put on the op itself."""
+
+    def call(self, x, training=None):
+        found = tf.identity(x)
+        if training and tf.inside_function():
+            found.op._gradient_function = _mixed
+        return found
+
+
 MIXING = (
+    SizedFilter,
+    DottedEinsum,
+    GradientOfAPartial,
+    GradientThatPoses,
+    GradientOfTheOp,
     ConstantSeed,
     OneRowForAll,
     Switch,
@@ -286,6 +349,21 @@ class Heads(layers.Layer):
         return ops.softmax(ops.reshape(y, (-1, 6)))
 
 
+class Windows(layers.Layer):
+    """Attention within the halves of an example."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, 3)
+
+    def build(self, shape):
+        self.attention.build((None, 2, 1), (None, 2, 1))
+
+    def call(self, x):
+        halves = ops.reshape(x, (-1, 2, 1))
+        return ops.reshape(self.attention(halves, halves), (-1, 4))
+
+
 class DrawsOfOneKey(layers.Layer):
     """Two draws, of a key and of what `move` makes of it."""
 
@@ -309,6 +387,7 @@ class DrawsOfOneKey(layers.Layer):
     "stack",
     [
         (Heads(),),
+        (Windows(),),
         (DrawsOfOneKey(lambda key, x: key + tf.constant([0, 1], key.dtype)),),
         (layers.Reshape((2, 2)), layers.GRU(2, dropout=0.1, recurrent_dropout=0.1)),
         (layers.Reshape((2, 2, 1)), layers.RandomTranslation(0.2, 0.2)),
