@@ -197,8 +197,8 @@ class PrivateTraining(_Mixin):
         With jit_compile=True the clipped sum is one XLA program for a fixed number of
         rows, which draws of any size go through; noise, ledger and update stay outside.
         Where XLA cannot compile it, or gives other sums, a warning and `privacy_plan`
-        say so. On two CPU cores a step took 4.7 ms with it and 3.9 without (MLP), 50
-        and 47 (transformer), 19 and 22 (embedding), but 41 and 13 (CNN) and 87 and 22,
+        say so. On two CPU cores a step took 4.7 ms with it and 3.9 without (MLP), 37
+        and 34 (transformer), 18 and 16 (embedding), but 41 and 13 (CNN) and 87 and 22,
         after a minute of compiling (LSTM). Without jit_compile there is no XLA on a
         CPU, and none in the private step anywhere.
         """
