@@ -262,7 +262,9 @@ def _is_moved(op: tf.Operation) -> bool:
     if op.type not in _LEAST_MOVES:
         return False
     number, least = known(op.inputs[1]), _LEAST_MOVES[op.type]
-    return number is not None and bool(np.all(np.abs(number) >= least))
+    if number is None or (op.type == "Mul" and np.any(number % 2 != 1)):
+        return False  # even numbers shift a key out, bit by bit
+    return bool(np.all(np.abs(number) >= least))
 
 
 def known(t: tf.Tensor) -> Any:

@@ -420,9 +420,10 @@ def test_layers_that_keep_examples_apart_are_proved_to(stack):
         lambda key, x: tf.constant([0, 1], key.dtype),
         lambda key, x: 0 * key + 1,
         lambda key, x: key // 2**20,
+        lambda key, x: key * 2**16 * 2**16,
         lambda key, x: key + tf.cast(tf.shape(x)[0], key.dtype),
     ],
-    ids=["constant", "zero", "few", "batch size"],
+    ids=["constant", "zero", "few", "even", "batch size"],
 )
 def test_draws_of_a_key_that_is_not_one_of_the_step_are_refused(move):
     plan = trained(private(DrawsOfOneKey(move)))
