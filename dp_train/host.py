@@ -24,7 +24,12 @@ from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.framework import ops
-from tensorflow.python.ops import array_ops, control_flow_util, custom_gradient
+from tensorflow.python.ops import (
+    array_ops,
+    control_flow_util,
+    custom_gradient,
+    math_grad,
+)
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
 _WRITES = (
@@ -526,6 +531,35 @@ def without_recomputation() -> Iterator[None]:
 
     names = "_eager_mode_decorator", "_graph_mode_decorator"
     with _replaced(custom_gradient, {name: through(name) for name in names}):
+        yield
+
+
+@contextmanager
+def rows_known(
+    have_equal_rows: Callable[[tf.Tensor, tf.Tensor], bool],
+) -> Iterator[None]:
+    """Inside the block gradients need not ask which operand was broadcast along rows.
+
+    Where the number of rows is unknown, TensorFlow compares shapes when the step runs,
+    then adds up over no axis at all: six ops behind each product of two tensors.
+
+    Args:
+        have_equal_rows: of two tensors of one rank, whether both have as many.
+    """
+    name = "SmartBroadcastGradientArgs"
+    original = _ask_for_replacements(math_grad, name)
+
+    def arguments(x: tf.Tensor, y: tf.Tensor, grad: Any = None) -> Any:
+        if x.shape.rank and x.shape.rank == y.shape.rank and have_equal_rows(x, y):
+            # Any number of rows will do, but 1.
+            two = [tf.TensorShape([2, *t.shape[1:]]) for t in (x, y)]
+            found = math_grad._InferGradientReductionAxes(*two)
+            if None not in found:
+                pairs = zip((x, y), found, strict=True)
+                return tuple((tf.shape(t), axes, bool(axes)) for t, axes in pairs)
+        return original(x, y, grad)
+
+    with _replaced(math_grad, {name: arguments}):
         yield
 
 

@@ -133,26 +133,6 @@ def clipped_sum_of_call(
     return traced.clipped_sum(l2_norm_clip, is_real)
 
 
-def _norms(contributions: list[Contribution]) -> tf.Tensor:
-    """[b] float64 norms; float64 squares only where float32 ones overflow."""
-
-    def norms(is_wide: bool) -> tf.Tensor:
-        return tf.sqrt(tf.add_n([c.squared_norms(is_wide) for c in contributions]))
-
-    if host.is_compiled():
-        # XLA squares while it sums, so float64 is no second pass; and its float32 sums
-        # are sequential, in which a large entry would hide many small ones.
-        return norms(is_wide=True)
-    quick = norms(is_wide=False)
-    is_finite = tf.math.is_finite(quick)
-    # Of each example by itself: the two differ in their roundings.
-    return tf.cond(
-        tf.reduce_all(is_finite),
-        lambda: quick,
-        lambda: tf.where(is_finite, quick, norms(is_wide=True)),
-    )
-
-
 @dataclass(frozen=True)
 class PlanRow:
     """How one variable's per-example gradients are computed.
@@ -253,15 +233,32 @@ class _PerExample:
         batch = self._batch = tf.shape(losses)[0]
         self._weights = [weight for weight, *_ in reads]
         with_data = _ops_with_data(data)
+        # In the order of creation: two weights of a recurrent cell then have the
+        # cotangents of their uses joined in one order, hence once.
+        places = {id(op): i for i, op in enumerate(losses.graph.get_operations())}
         found = [
-            [s for read in of_weight for s in _sites(read, read, with_data, forward)]
+            sorted(
+                (
+                    s
+                    for read in of_weight
+                    for s in _sites(read, read, with_data, forward)
+                ),
+                key=lambda site: places[id(site.op)],
+            )
             for of_weight in reads
         ]
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
         outputs |= {
             id(t): t for call in calls for t in call.outputs if t.dtype.is_floating
         }
-        gradients = tf.gradients(losses, list(outputs.values()))
+
+        def have_equal_rows(x: tf.Tensor, y: tf.Tensor) -> bool:
+            kind = kinds.get(id(x))
+            is_along_rows = isinstance(kind, separation.Examples) and kind.axis == 0
+            return is_along_rows and kind == kinds.get(id(y))
+
+        with host.rows_known(have_equal_rows):
+            gradients = tf.gradients(losses, list(outputs.values()))
         cotangents = {
             output: tf.convert_to_tensor(gradient)
             for output, gradient in zip(outputs, gradients, strict=True)
@@ -313,24 +310,35 @@ class _PerExample:
         self, l2_norm_clip: float, is_real: tf.Tensor | None
     ) -> list[tf.Tensor | tf.IndexedSlices]:
         """Sum of the gradients, each clipped, in the shapes of the weights."""
-        reached = [c for c in self.contributions if c is not None]
-        if not reached:
+        if all(c is None for c in self.contributions):
             raise UnsupportedSiteError("the loss reaches no weight")
-        # Not one norm a position: each example has one.
-        norms = tf.reshape(_norms(reached), tf.reshape(self._batch, [1]))
-        factors = clipping.clip_factors(norms, l2_norm_clip)
-        is_finite = keeps = tf.math.is_finite(norms)
-        if is_real is not None:
-            keeps = tf.logical_and(keeps, is_real)
-            factors = tf.where(is_real, factors, tf.zeros_like(factors))
-        if host.is_compiled():
-            # XLA compiles anew for each value of what it needs inside a branch.
+
+        def sums_of(norms: tf.Tensor, is_finite: tf.Tensor | None) -> list[tf.Tensor]:
+            factors = clipping.clip_factors(norms, l2_norm_clip)
+            keeps = is_finite
+            if is_real is not None:
+                factors = tf.where(is_real, factors, tf.zeros_like(factors))
+                keeps = None if keeps is None else tf.logical_and(keeps, is_real)
             return self._weighted_sums(factors, keeps)
+
+        if host.is_compiled():
+            # XLA squares while it sums, so float64 is no second pass; and its float32
+            # sums are sequential, in which a large entry would hide many small ones.
+            # It compiles anew for each value of what it needs inside a branch.
+            norms = self._norms(is_wide=True)
+            return sums_of(norms, tf.math.is_finite(norms))
+        quick = self._norms(is_wide=False)
+        is_finite = tf.math.is_finite(quick)
+
+        def carefully() -> list[tf.Tensor]:
+            # Wide only where needed: the roundings of the two differ, and those of an
+            # example may not depend on the others.
+            norms = tf.where(is_finite, quick, self._norms(is_wide=True))
+            return sums_of(norms, tf.math.is_finite(norms))
+
         # A finite norm has finite entries only; then nothing need be left unread.
         sums = tf.cond(
-            tf.reduce_all(is_finite),
-            lambda: self._weighted_sums(factors, None),
-            lambda: self._weighted_sums(factors, keeps),
+            tf.reduce_all(is_finite), lambda: sums_of(quick, None), carefully
         )
         for i in self._by_row:
             shape = self._weights[i].shape
@@ -338,6 +346,13 @@ class _PerExample:
             ids = tf.zeros([0], tf.int32) if of_table is None else of_table.flat_ids
             sums[i] = tf.IndexedSlices(sums[i], ids, tf.constant(shape.as_list()))
         return sums
+
+    def _norms(self, is_wide: bool) -> tf.Tensor:
+        """[b] float64 norms, from squares in float64 or in float32 (inf above 1e19)."""
+        reached = [c for c in self.contributions if c is not None]
+        norms = tf.sqrt(tf.add_n([c.squared_norms(is_wide) for c in reached]))
+        # Not one norm a position: each example has one.
+        return tf.reshape(norms, tf.reshape(self._batch, [1]))
 
     def _weighted_sums(
         self, factors: tf.Tensor, keeps: tf.Tensor | None

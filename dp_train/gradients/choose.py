@@ -31,7 +31,9 @@ from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import (
     accumulate,
     map_rows,
+    restored,
     row_count,
+    tensors,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
@@ -348,17 +350,15 @@ def clipped_sum(
     count = row_count(rows)
     given = map_rows(tf.convert_to_tensor, (rows, objective.example_keys(count)))
 
-    def part(start: tf.Tensor, stop: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
-        size = stop - start
-        part_rows, part_keys = map_rows(
-            lambda t: _padded_to_fewest(t[start:stop], size), given
-        )
+    def part(given: Any, size: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
+        # Apart: what draws from the keys must not seem to come from the rows.
+        part_rows, part_keys = (_padded_to_fewest(part, size) for part in given)
         is_real = tf.range(tf.maximum(size, _FEWEST_ROWS)) < size
         sums, outputs = compute(objective, part_rows, part_keys, l2_norm_clip, is_real)
         return sums, map_rows(lambda t: t[:size], outputs)
 
     if microbatch is None:
-        return part(tf.constant(0), count)
+        return part(given, count)
     chunks = -(-count // microbatch)
     size, more = count // tf.maximum(chunks, 1), count % tf.maximum(chunks, 1)
 
@@ -367,14 +367,29 @@ def clipped_sum(
 
     def chunk(i: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
         # As equal as can be: no chunk is padded to the size of another.
-        return part(start(i), start(i + 1))
+        first, end = start(i), start(i + 1)
+        return part(map_rows(lambda t: t[first:end], given), end - first)
 
     return accumulate(chunk, chunks)
 
 
-def _padded_to_fewest(t: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def _padded_to_fewest(given: Any, size: tf.Tensor) -> Any:
     """Rows of zeros behind an empty batch or a single row."""
-    missing = tf.maximum(_FEWEST_ROWS - size, 0)
-    padding = [[0, missing]] + [[0, 0]] * (t.shape.rank - 1)
-    padded = tf.cond(missing > 0, lambda: tf.pad(t, padding), lambda: t)
-    return tf.ensure_shape(padded, [None, *t.shape[1:]])
+    every = tensors(given)
+    if not every:
+        return given
+
+    def padded() -> list[tf.Tensor]:
+        missing = _FEWEST_ROWS - size
+        return [
+            tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1)) for t in every
+        ]
+
+    enough = tf.cond(size < _FEWEST_ROWS, padded, lambda: every)
+    return restored(
+        given,
+        [
+            tf.ensure_shape(t, [None, *like.shape[1:]])
+            for t, like in zip(enough, every, strict=True)
+        ],
+    )

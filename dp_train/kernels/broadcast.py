@@ -34,5 +34,7 @@ def broadcast(
         values = -values
     summed = [a for a in range(1, rank) if padded[a] == 1]
     gradients = tf.reduce_sum(values, summed) if summed else values
-    gradients = tf.reshape(gradients, tf.stack([tf.shape(gradients)[0], *weight]))
-    return Kept("reduced", tf.ensure_shape(gradients, [None, *weight]))
+    if gradients.shape[1:] != weight:
+        gradients = tf.reshape(gradients, tf.stack([tf.shape(gradients)[0], *weight]))
+        gradients = tf.ensure_shape(gradients, [None, *weight])
+    return Kept("reduced", gradients)

@@ -13,6 +13,8 @@ from typing import Any, final
 import keras
 import tensorflow as tf
 
+_RESHAPING = frozenset(["EnsureShape", "ExpandDims", "Reshape"])
+
 
 class UnsupportedSiteError(Exception):
     """An op mixes a weight with data in a way that no kernel knows.
@@ -111,9 +113,11 @@ def weighted_sum_of(
     if keeps is not None:
         return tf.reduce_sum(select(gradients, factors, keeps), axis=0)
     # A matmul reads the gradients once and writes nothing of their size.
-    flat = tf.reshape(gradients, [tf.shape(gradients)[0], -1])
+    shape = gradients.shape[1:]
+    numbers = shape.num_elements()
+    flat = tf.reshape(gradients, [-1, numbers] if numbers else [tf.size(factors), -1])
     total = tf.matmul(tf.cast(factors, flat.dtype)[None], flat)
-    return tf.reshape(total, tf.shape(gradients)[1:])
+    return tf.reshape(total, shape if numbers else tf.shape(gradients)[1:])
 
 
 def squared_norms(values: tf.Tensor, is_wide: bool) -> tf.Tensor:
@@ -125,12 +129,32 @@ def squared_norms(values: tf.Tensor, is_wide: bool) -> tf.Tensor:
             float32: above 1e19 they overflow to inf, and what underflows (each square
             loses less than 2^-126) is added back, so that no norm is too small.
     """
+    values = _as_made(values)
     axes = list(range(1, values.shape.rank))
     if is_wide or values.dtype == tf.float64:
         return tf.reduce_sum(tf.square(tf.cast(values, tf.float64)), axes)
     norms = tf.math.reduce_euclidean_norm(tf.cast(values, tf.float32), axes)
-    lost = tf.cast(tf.size(values[:1]), tf.float64) * 2.0**-126
-    return tf.square(tf.cast(norms, tf.float64)) + lost
+    numbers: Any = values.shape[1:].num_elements()
+    if numbers is None:
+        numbers = tf.cast(tf.size(values[:1]), tf.float64)
+    return tf.square(tf.cast(norms, tf.float64)) + numbers * 2.0**-126
+
+
+def _as_made(values: tf.Tensor) -> tf.Tensor:
+    """The same rows before they were reshaped.
+
+    A weight and its bias see one cotangent, in two shapes: its norms, written in the
+    same way for both, are computed once.
+    """
+    numbers = values.shape[1:].num_elements()
+    while not tf.executing_eagerly() and values.op.type in _RESHAPING and numbers:
+        (made, *_) = values.op.inputs
+        # As many numbers a row, hence as many rows.
+        is_rows = (made.shape.rank or 0) > 1
+        if not is_rows or made.shape[1:].num_elements() != numbers:
+            break
+        values = made
+    return values
 
 
 @final

@@ -236,11 +236,12 @@ class DPOptimizer(keras.optimizers.Optimizer):
         drawn, stddev = draw_noise(self.noise_source, shapes, dtype, begin_release)
         noise = dict(zip(now, drawn, strict=True))
         extras = clipped_sum.data_free_gradients
-        divisor = clipped_sum.expected_batch_size
+        divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
 
         def update() -> None:
+            divisors = {g.dtype: tf.cast(divisor, g.dtype) for g in gradients}
             noised = [
-                _average(g, noise.get(i), divisor, extras[i])
+                _average(g, noise.get(i), divisors[g.dtype], extras[i])
                 for i, g in enumerate(gradients)
             ]
             # Never before the charge, also where nothing else of it is needed.
@@ -250,7 +251,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         if any(debtors):
             # The update is weights - rate * average: this is the noise's share of it.
             rate = tf.cast(self.inner_optimizer.learning_rate, tf.float64)
-            variance = tf.square(rate * stddev / tf.cast(divisor, tf.float64))
+            variance = tf.square(rate * stddev / divisor)
             for debtor in debtors:
                 if debtor is not None:
                     debtor.owe(variance)
@@ -547,8 +548,7 @@ def _average(
     Without noise, which is owed: the rows of the sum over the expected batch size.
     """
     if noise is None:
-        values = gradient.values / tf.cast(divisor, gradient.dtype)
+        values = gradient.values / divisor
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    noised = gradient + tf.cast(noise, gradient.dtype)
-    average = noised / tf.cast(divisor, gradient.dtype)
+    average = (gradient + tf.cast(noise, gradient.dtype)) / divisor
     return average if extra is None else average + tf.cast(extra, gradient.dtype)
