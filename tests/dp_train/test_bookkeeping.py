@@ -1,5 +1,6 @@
 """The book-keeping engine, its kernels and the certificate that stands before it."""
 
+import collections
 import dataclasses
 import threading
 
@@ -185,6 +186,11 @@ COVERED = {
     ),
     "convolution, few channels": lambda: images(
         layers.Conv2D(3, (3, 2), strides=2, padding="same")
+    ),
+    "convolution, few channels, strides that do not fit": lambda: images(
+        layers.Conv2D(2, (2, 5), strides=3, padding="same"),
+        layers.Conv2D(3, (1, 2), strides=3),
+        shape=(14, 13, 1),
     ),
     "convolution, many channels": lambda: images(
         layers.Conv2D(5, 3, padding="same"), layers.Conv2D(4, (2, 3), strides=2)
@@ -384,6 +390,25 @@ def test_layers_that_are_covered_train_by_bookkeeping(builder):
     x, y = rows_for(model)
     model.train_on_batch(x, y)
     assert model.privacy_plan().engine == "bookkeeping"
+
+
+def test_no_op_asks_whether_rows_were_broadcast():
+    """TensorFlow puts six ops for it behind each product: a third of an LSTM's step."""
+    objective = objective_of(series(layers.LSTM(2, return_sequences=True)))
+
+    def trace(x, y):
+        return bookkeeping.clipped_sum(objective, (x, y, None), [], 1.0)[0]
+
+    specs = tf.TensorSpec((None, 4, 3)), tf.TensorSpec((None, 2))
+    graph = tf.function(trace).get_concrete_function(*specs).graph
+    types = collections.Counter(op.type for op in graph.get_operations())
+    assert types["SigmoidGrad"] == 3 * 4
+    assert types["BroadcastGradientArgs"] <= 1  # of the loss
+    # What every example's weights and biases are multiplied with is joined once.
+    joins = [op for op in graph.get_operations() if op.type == "ConcatV2"]
+    cotangents = [op for op in joins if op.outputs[0].shape[1:] == (4, 8)]
+    (order,) = {tuple(t.op.inputs[0].name for t in c.inputs[:4]) for c in cotangents}
+    assert len(cotangents) == 2
 
 
 @pytest.mark.parametrize("case", ALONE.values(), ids=ALONE)
