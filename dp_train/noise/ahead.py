@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -19,6 +20,10 @@ _FEWEST = 1 << 16
 """Below this many samples handing over to a thread costs more than the draw."""
 _PER_THREAD = 1 << 20
 """Samples of one piece of work; larger draws use several threads."""
+_ALIGNMENT = 64
+"""Bytes: TensorFlow adopts an array that starts at a multiple, and copies others."""
+_BUFFERS = 3
+"""One is drawn into, one is in the step, and one TensorFlow has yet to let go."""
 
 
 class _Draw(NamedTuple):
@@ -54,6 +59,7 @@ class DrawnAhead:
         self._lock = threading.Lock()
         self._of_thread = threading.local()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._buffers: list[Any] = []
         self._pending: _Draw | None = None
 
     def words(self, count: int) -> Any:
@@ -90,12 +96,27 @@ class DrawnAhead:
             self._pool = concurrent.futures.ThreadPoolExecutor(
                 os.cpu_count(), thread_name_prefix="noise"
             )
-        out = aligned(count, dtype)
+        out = self._buffer(count, dtype)
         parts = [
             self._pool.submit(self._fill, out[start : start + _PER_THREAD], stddev)
             for start in range(0, count, _PER_THREAD)
         ]
         return _Draw(kind, out, parts)
+
+    def _buffer(self, count: int, dtype: Any) -> FloatArray:
+        """Memory to which nobody refers any longer, else new.
+
+        Pages that the kernel must clear first cost as much as a third of a large draw.
+        """
+        size = count * np.dtype(dtype).itemsize
+        buffers = self._buffers
+        for i in range(len(buffers)):
+            is_enough = buffers[i].size >= size + _ALIGNMENT
+            if is_enough and _references(buffers, i) == _ALONE:
+                return _aligned(buffers[i], size).view(dtype)
+        buffers.append(np.empty(size + _ALIGNMENT, np.uint8))
+        del buffers[:-_BUFFERS]
+        return _aligned(buffers[-1], size).view(dtype)
 
     def _fill(self, out: FloatArray, stddev: float) -> None:
         """Fills one part from this thread's own keystream."""
@@ -105,12 +126,18 @@ class DrawnAhead:
         keystream.fill(out, stddev)
 
 
-def aligned(count: int, dtype: Any) -> FloatArray:
-    """An uninitialised array at a multiple of 64 bytes, which TensorFlow can adopt."""
-    size = count * np.dtype(dtype).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype)
+def _aligned(memory: Any, size: int) -> Any:
+    """So many bytes of it, from a multiple of _ALIGNMENT on."""
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size]
+
+
+def _references(arrays: list[Any], i: int) -> int:
+    """How many places refer to an array, views of it included; this call as well."""
+    return sys.getrefcount(arrays[i])
+
+
+_ALONE = _references([np.empty(0)], 0)
 
 
 KEYSTREAM = DrawnAhead()

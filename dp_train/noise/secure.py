@@ -21,6 +21,8 @@ Int32Array = np.ndarray[Any, np.dtype[np.int32]]
 UInt32Array = np.ndarray[Any, np.dtype[np.uint32]]
 
 _PAIRS_PER_BLOCK = 1 << 15  # 256 KiB of bits: the temporaries stay in the L2 cache
+_ZEROS = memoryview(bytes(8 * _PAIRS_PER_BLOCK))
+_ROOM = 15  # that the cipher wants behind its output
 _REFINE_BELOW = 1 << 12  # below 4096 / 2^31 the radius takes 32 further bits
 
 
@@ -61,12 +63,13 @@ def gaussian_from_bits(
     radius *= out.dtype.type(-2.0)
     np.sqrt(radius, out=radius)
     radius *= out.dtype.type(stddev)
-    angle = angle_bits.astype(out.dtype)
+    angle = out[pairs:]
+    np.copyto(angle, angle_bits, casting="same_kind")
     angle *= out.dtype.type(np.pi * 2.0**-31)
     np.cos(angle, out=out[:pairs])
     out[:pairs] *= radius
-    np.sin(angle, out=out[pairs:])
-    out[pairs:] *= radius
+    np.sin(angle, out=angle)
+    angle *= radius
 
 
 class Keystream:
@@ -82,6 +85,7 @@ class Keystream:
         self._lock = threading.Lock()
         self._process_id: int | None = None
         self._encryptor: Any = None
+        self._block = bytearray(len(_ZEROS) + _ROOM)
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -90,14 +94,15 @@ class Keystream:
         self._process_id = None
         self._encryptor = None
 
-    def _bytes(self, count: int) -> bytearray:
-        """`count` bytes of keystream; the caller holds the lock."""
+    def _bytes(self, count: int, stream: bytearray | None = None) -> bytearray:
+        """`count` bytes of keystream, in `stream` or new; the caller holds the lock."""
         if self._process_id != os.getpid():
             key, nonce = secrets.token_bytes(32), secrets.token_bytes(16)
             self._encryptor = Cipher(algorithms.AES(key), modes.CTR(nonce)).encryptor()
             self._process_id = os.getpid()
-        stream = bytearray(count + 15)
-        written = self._encryptor.update_into(bytes(count), stream)
+        stream = bytearray(count + _ROOM) if stream is None else stream
+        zeros = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+        written = self._encryptor.update_into(zeros, stream)
         if written != count:
             raise RuntimeError(
                 f"The keystream gave {written} of {count} bytes. The rest would be "
@@ -127,12 +132,11 @@ class Keystream:
             for start in range(0, out.size, 2 * _PAIRS_PER_BLOCK):
                 block = out[start : start + 2 * _PAIRS_PER_BLOCK]
                 pairs = block.size // 2
-                bits = np.frombuffer(self._bytes(8 * pairs), np.int32, 2 * pairs)
+                # Always the same memory: new one for each block is a tenth of the draw.
+                stream = self._bytes(8 * pairs, self._block)
+                bits = np.frombuffer(stream, np.int32, 2 * pairs)
                 radius_bits, angle_bits = bits[:pairs], bits[pairs:]
-                small = int(
-                    np.count_nonzero(
-                        np.bitwise_and(radius_bits, 0x7FFFFFFF) < _REFINE_BELOW
-                    )
-                )
+                np.bitwise_and(radius_bits, 0x7FFFFFFF, out=radius_bits)
+                small = int(np.count_nonzero(radius_bits < _REFINE_BELOW))
                 further = np.frombuffer(self._bytes(4 * small), np.uint32, small)
                 gaussian_from_bits(radius_bits, angle_bits, further, stddev, block)

@@ -137,6 +137,35 @@ def test_large_draws_are_handed_over_uncopied_and_never_written_again():
         assert not np.any(np.isin(first[:1000], other))
 
 
+def test_memory_of_large_draws_is_used_again_once_nobody_refers_to_it():
+    source, addresses = ahead.DrawnAhead(), set()
+    for _ in range(20):
+        addresses.add(source.normals(70_000, 1.0).ctypes.data)
+    assert len(addresses) <= ahead._BUFFERS
+
+
+@pytest.mark.parametrize("is_graph", [False, True])
+def test_memory_that_somebody_still_has_is_not_used_again(is_graph):
+    source = ahead.DrawnAhead()
+    weight = tf.Variable(tf.zeros([70_000]))
+
+    def step():
+        noise = tf.numpy_function(
+            lambda: source.normals(70_000, 1.0), [], tf.float32, stateful=True
+        )
+        # TensorFlow makes the array itself the weight, without a copy.
+        weight.assign(tf.ensure_shape(noise, [70_000]))
+
+    step = tf.function(step, autograph=False) if is_graph else step
+    step()
+    part = source.normals(70_000, 1.0)[500:600]
+    kept = weight.numpy(), part.copy()
+    for _ in range(20):
+        source.normals(70_000, 1.0)
+    np.testing.assert_array_equal(weight, kept[0])
+    np.testing.assert_array_equal(part, kept[1])
+
+
 def test_a_draw_that_was_made_ahead_is_dropped_when_other_noise_is_asked_for():
     count = 200_000
     for stddev, dtype in [(1.0, np.float32), (5.0, np.float32), (5.0, np.float64)]:
