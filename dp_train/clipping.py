@@ -108,7 +108,9 @@ def sum_clipped(
 
     Guarantees:
         Adding or removing one example moves the result, over all variables together,
-        by at most C * (1 + 1e-6) in l2 norm, whatever the example holds.
+        by at most C * (1 + 1e-6) in l2 norm, whatever the example holds, and by what
+        the sum over the others then rounds in another way: 7e-5 C for 8,192 equal
+        rows in float32.
     """
     norms = per_example_norms(gradients)
     factors = clip_factors(norms, l2_norm_clip)

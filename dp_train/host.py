@@ -446,18 +446,24 @@ def _replaced(module: Any, functions: dict[str, Callable[..., Any]]) -> Iterator
             stacks[module, name].pop()
 
 
-@functools.cache
+_originals: dict[tuple[Any, str], Callable[..., Any]] = {}
+_asking = threading.Lock()
+
+
 def _ask_for_replacements(module: Any, name: str) -> Callable[..., Any]:
     """The module's function, which from now on looks for replacements first."""
-    original: Callable[..., Any] = getattr(module, name)
+    with _asking:
+        if (module, name) not in _originals:
+            original: Callable[..., Any] = getattr(module, name)
 
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        stack = _replacements.stacks.get((module, name))
-        return (stack[-1] if stack else original)(*args, **kwargs)
+            @functools.wraps(original)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                stack = _replacements.stacks.get((module, name))
+                return (stack[-1] if stack else original)(*args, **kwargs)
 
-    setattr(module, name, call)
-    return original
+            setattr(module, name, call)
+            _originals[module, name] = original
+        return _originals[module, name]
 
 
 def _known(*tensors: Any) -> list[Any] | None:

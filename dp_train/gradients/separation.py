@@ -223,6 +223,10 @@ def _first_size(shape: tf.Tensor, kinds: Kinds) -> Examples | None:
     what it likes.
     """
     op = shape.op
+    if shape.shape.rank not in (0, 1) or not shape.shape.num_elements():
+        # The first of a matrix may be cut off, and what is empty has none: the next
+        # part of a concatenation would take its place.
+        return None
     if op.type == "Shape":
         kind = kinds.get(id(op.inputs[0]))
         return kind if isinstance(kind, Examples) and kind.axis == 0 else None

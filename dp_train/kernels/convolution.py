@@ -58,12 +58,15 @@ def _of_few_channels(op: tf.Operation, cotangent: tf.Tensor, batch: tf.Tensor) -
     height, width, channels, outputs = shape = op.inputs[1].shape
     x, (strides, padding) = op.inputs[0], _checked(op, op.inputs[0])
     _, down, across, _ = strides
-    block = across if height * across * channels <= _MOST_ENTRIES else 1
+    is_block = across <= width and height * across * channels <= _MOST_ENTRIES
+    block = across if is_block else 1
     blocks = -(-width // block)
     rows, above = _positions(x.shape[1], height, down, padding)
     columns, before = _positions(x.shape[2], width, across, padding)
+    # What no window reads is cut off: of its NaN the identity would make more.
     x = _extended(x, 1, above, (rows - 1) * down + height)
-    x = _extended(x, 2, before, (columns - 1) * across + blocks * block)
+    x = _extended(x, 2, before, (columns - 1) * across + width)
+    x = _extended(x, 2, 0, (columns - 1) * across + blocks * block)
     high, wide = x.shape[1], x.shape[2] // block
     x = tf.reshape(x, tf.stack([batch, high, wide, block * channels]))
     entries = height * block * channels

@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import threading
+import time
+import types
 
 import keras
 import numpy as np
@@ -390,6 +392,24 @@ def test_layers_that_are_covered_train_by_bookkeeping(builder):
     x, y = rows_for(model)
     model.train_on_batch(x, y)
     assert model.privacy_plan().engine == "bookkeeping"
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "pixel"),
+    [((2, 2), 3, (0, 2)), ((2, 4), (1, 3), (0, 7)), ((1, 4), (2, 3), (1, 0))],
+)
+def test_pixel_that_no_window_reads_may_hold_anything(window, strides, pixel):
+    sums = []
+    for gradients in ("bookkeeping", "loop"):
+        keras.utils.set_random_seed(0)
+        stack = layers.Conv2D(2, window, strides=strides)
+        model = private(images(stack, shape=(8, 8, 1)), gradients=gradients)
+        x, y = rows_for(model)
+        x[0, pixel[0], pixel[1]] = np.nan
+        found = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1e3)
+        sums.append([np.asarray(g) for g in found.take()])
+    for ours, theirs in zip(*sums, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_no_op_asks_whether_rows_were_broadcast():
@@ -806,6 +826,28 @@ def test_other_threads_do_not_see_what_is_replaced_while_tracing():
         thread.join()
     assert found
     np.testing.assert_allclose(np.stack(found) - expected, 0, atol=1e-5)
+
+
+def test_two_threads_that_replace_a_function_at_once_agree_on_the_original():
+    class Slow(types.ModuleType):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            time.sleep(0.2)
+
+    module, found = Slow("slow"), []
+    module.__dict__["function"] = original = abs
+
+    def ask():
+        found.append(host._ask_for_replacements(module, "function"))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert found == [original, original]
+    assert module.function(-1) == 1
 
 
 @pytest.mark.parametrize(
