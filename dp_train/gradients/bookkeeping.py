@@ -237,16 +237,11 @@ class _PerExample:
         # cotangents of their uses joined in one order, hence once.
         places = {id(op): i for i, op in enumerate(losses.graph.get_operations())}
         found = [
-            sorted(
-                (
-                    s
-                    for read in of_weight
-                    for s in _sites(read, read, with_data, forward)
-                ),
-                key=lambda site: places[id(site.op)],
-            )
+            [s for read in of_weight for s in _sites(read, read, with_data, forward)]
             for of_weight in reads
         ]
+        for sites in found:
+            sites.sort(key=lambda site: places[id(site.op)])
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
         outputs |= {
             id(t): t for call in calls for t in call.outputs if t.dtype.is_floating

@@ -127,9 +127,8 @@ def check(
             if op.outputs[0].shape[0] == batch:
                 kinds[id(op.outputs[0])] = Examples(0, 1)
         if op.op_def.is_stateful and op.type not in _SOURCES | _RANDOM:
-            raise _mixes(
-                op
-            )  # a queue, a generator, Python: what one writes others read
+            # A queue, a generator, Python: what one example writes others read.
+            raise _mixes(op)
         if op.type in _RANDOM and not _is_fresh(op, fresh):
             raise UnsupportedSiteError(
                 f"{op.type} ({op.name}) draws the same numbers at every step, by the "
