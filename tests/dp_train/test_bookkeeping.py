@@ -19,6 +19,7 @@ from dp_train.gradients import bookkeeping, certificate, choose, loop, vectorize
 from dp_train.gradients.objective import Objective
 from dp_train.kernels.contribution import RowsRead, UnsupportedSiteError
 from dp_train.kernels.product import Product
+from tests.batteries import training
 
 
 def images(*stack, shape=(7, 6, 3)):
@@ -384,6 +385,39 @@ def test_clipped_sum_equals_that_of_the_loop(builder):
     tolerance = (1e-10 if is_float64 else 1e-6) * scale
     for a, b in zip(sums, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "builder", (COVERED | ALONE_MODELS).values(), ids=COVERED | ALONE_MODELS
+)
+def test_fit_moves_any_layer_by_the_loops_sum_and_each_example_by_its_clip(builder):
+    clip, sums = 0.05, []
+    with training.without_noise():
+        for engine in ("loop", "bookkeeping"):
+            keras.utils.set_random_seed(0)
+            model = training.private(
+                builder(),
+                l2_norm_clip=clip,
+                learning_rate=training.LEARNING_RATE,
+                engine=engine,
+                loss=keras.losses.MeanSquaredError(),
+            )
+            rows = (*rows_for(model), None)
+            sums.append(training.released_sum(model, rows, range(6), 4))
+        expected, every = map(flattened, sums)
+        largest = 0.0
+        for left_out in (0, 5):
+            others = [i for i in range(6) if i != left_out]
+            without = flattened(training.released_sum(model, rows, others, 4))
+            moved = np.linalg.norm(every - without)
+            assert moved <= clip * (1 + 1e-5)
+            largest = max(largest, moved)
+    assert largest >= 0.99 * clip
+    np.testing.assert_allclose(every, expected, rtol=0, atol=1e-5 * clip)
+
+
+def flattened(arrays):
+    return np.concatenate([np.ravel(a) for a in arrays])
 
 
 @pytest.mark.parametrize("builder", COVERED.values(), ids=COVERED)
