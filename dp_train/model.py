@@ -23,6 +23,8 @@ from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
     check_ready,
+    check_step,
+    check_sum,
     choose_tables,
     clipped_sum_of,
     prepare,
@@ -161,8 +163,20 @@ class PrivateTraining(_Mixin):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One noised update from one batch; called by fit, not by users."""
+        if not tf.executing_eagerly():
+            return self._private_step(data)
+        # Also with run_eagerly: what a step does can be read off a graph only.
+        functions = self._privacy.functions
+        if "step" not in functions:
+            functions["step"] = host.graph_of_rows(self._private_step)
+        return functions["step"](data)
+
+    def _private_step(self, data: Any) -> dict[str, Any]:
+        """train_step, while tracing."""
         state = self._privacy
         state.traces += 1
+        graph = tf.compat.v1.get_default_graph()
+        start = len(graph.get_operations())
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
@@ -172,6 +186,7 @@ class PrivateTraining(_Mixin):
         gradients, data_free, outputs = clipped_sum_of(
             self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
         )
+        summed = len(graph.get_operations())
         clipped_sum = ClippedSum(
             gradients=tuple(gradients),
             l2_norm_bound=optimizer.l2_norm_clip,
@@ -187,7 +202,12 @@ class PrivateTraining(_Mixin):
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
-        return host.update_metrics(self, (x, y, sample_weight), outputs)
+        released = len(graph.get_operations())
+        logs = host.update_metrics(self, (x, y, sample_weight), outputs)
+        made = graph.get_operations()
+        check_sum(self, made[start:summed], [*gradients, *data_free])
+        check_step(self, made[summed:released], made[released:])
+        return logs
 
     # --------------------------------------------------------------- Keras's own calls
 
@@ -454,12 +474,17 @@ def clipped_gradients(
     functions = model._privacy.functions
     if clip not in functions:
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def compute(rows: Any) -> Any:
             gradients, data_free, _ = clipped_sum_of(model, rows, clip)
+            check_sum(
+                model,
+                tf.compat.v1.get_default_graph().get_operations(),
+                [*gradients, *data_free],
+                may_only_read=model.weights,
+            )
             return gradients, data_free
 
-        functions[clip] = compute
+        functions[clip] = host.graph_of_rows(compute)
     gradients, data_free = functions[clip](rows)
     return ClippedSum(
         gradients=tuple(gradients),

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import Ledger
-from dp_train import host, model_checks
+from dp_train import effects, host, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -22,6 +22,7 @@ from dp_train.gradients.objective import (
     Rows,
     data_free_gradients,
 )
+from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
@@ -58,7 +59,7 @@ class PrivacyState:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
-        self.functions: dict[float, Any] = {}
+        self.functions: dict[Any, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
 
@@ -91,6 +92,58 @@ def _objective(model: Any) -> Objective:
     state = model._privacy
     alone = [layer for layer, _ in state.plan.alone]
     return Objective(model, model.trainable_variables, state.seed_states, alone=alone)
+
+
+def check_sum(
+    model: Any, operations: Sequence[tf.Operation], results: Any, **kwargs: Any
+) -> None:
+    """Refuses a clipped sum that does more than to compute.
+
+    Args:
+        model: a private model.
+        operations: that made the sum.
+        results: gradients, and what else is released.
+        kwargs: of effects.check.
+
+    Raises:
+        NotPrivateError: it changes something, or reads what metrics wrote.
+    """
+    effects.check(
+        operations,
+        what=lambda _: "The forward pass, the loss or a penalty",
+        may_write=model._privacy.owing.state,
+        may_not_read=model_checks.metric_variables(model),
+        readers=ancestors(tensors(results)),
+        **kwargs,
+    )
+
+
+def check_step(model: Any, release: Any, metrics: Any) -> None:
+    """Refuses a traced step whose release or metrics do more than they should.
+
+    Args:
+        model: a private model.
+        release: ops behind the clipped sum, up to the update of the weights.
+        metrics: ops behind these.
+
+    Raises:
+        NotPrivateError: the release reads what metrics wrote, or changes more than
+            weights and optimizer; or metrics change more than themselves.
+    """
+    state = model._privacy
+    written = model_checks.metric_variables(model)
+    effects.check(
+        release,
+        what=lambda _: "The inner optimizer, its learning rate or a constraint",
+        may_write=[
+            *model.trainable_variables,
+            *model.optimizer.variables,
+            *state.owing.state,
+            state.releases,
+        ],
+        may_not_read=written,
+    )
+    effects.check(metrics, what=lambda _: "A metric", may_write=written)
 
 
 def adopt_optimizer(model: Any) -> None:
@@ -184,9 +237,7 @@ def prepare(
                 "model.compile again, with a new optimizer."
             )
     layers = host.sublayers(model)
-    is_graph = not (model.run_eagerly or tf.config.functions_run_eagerly())
     fingerprint = (
-        is_graph,
         *(str(t) for t in tensors(batches)),
         *map(id, model.variables),
         *((id(v), v.trainable) for v in layers),
@@ -197,9 +248,7 @@ def prepare(
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)
-        state.plan = choose.make_plan(
-            state.gradients, objective, example, batches, is_graph
-        )
+        state.plan = choose.make_plan(state.gradients, objective, example, batches)
         # Traced again, for these shapes: a step for several would know none of them.
         state.microbatch = None
         _trace_again(model)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from dp_train import host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.structures import map_rows
+from dp_train.noise.draw import secret_keys
 
 Rows = tuple[Any, Any, Any]
 """(x, y, sample_weight): nested structures of tensors with a common first axis."""
@@ -48,30 +49,29 @@ class Objective:
     tables: Sequence[Any] = ()
 
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
-        """Advances each seed generator once and gives every example its own state.
+        """A key for every example and seed state, new at every step and secret.
 
-        Random layers must draw per example and per step. A key that does not vary
-        inside a vectorized map would give all examples the same dropout mask.
+        Whoever knew the keys, or could reckon them from a seed or from the number of
+        rows, would know what one example more does to the masks of others. Row i of the
+        keys depends on i and on the process's keystream alone.
 
         Returns:
             One [count, 2] tensor for each seed state.
         """
-        keys: list[tf.Tensor] = []
-        for state in self.seed_states:
-            base = tf.identity(tf.convert_to_tensor(state.value))
-            step = tf.constant([0, 1], base.dtype)
-            state.assign(base + step)
-            # Two generators may start from equal seeds: fold in the position.
-            seed = tf.random.experimental.stateless_fold_in(base, len(keys))
+        if not self.seed_states:
+            return []
+        secret = secret_keys(len(self.seed_states))
+        keys = []
+        for i, state in enumerate(self.seed_states):
             key = tf.random.stateless_uniform(
                 [count, 2],
-                seed=seed,
+                seed=secret[i],
                 minval=None,
                 maxval=None,
                 dtype=tf.int32,
                 alg="philox",
             )
-            keys.append(tf.cast(tf.abs(key), base.dtype))
+            keys.append(tf.cast(key, state.dtype))
         return keys
 
     def example(

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
-from dp_train import host
+from dp_train import effects, host
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
@@ -127,6 +127,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         self._noise_source = noise_source
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
+        self._checked_update: tuple[int, ...] = ()
         self.ledger = Ledger()
         self.account = Account(self.ledger)
 
@@ -194,7 +195,32 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 )
             self.build(list(trainable_variables))
         _check_is_of_this_step(clipped_sum)
+        self._check_update(clipped_sum.variables)
         self.release(clipped_sum)
+
+    def _check_update(self, variables: Sequence[keras.Variable]) -> None:
+        """Refuses, in a custom loop, an update that depends on other variables.
+
+        Traces the update once for each learning rate, and runs nothing.
+        """
+        inner = self.inner_optimizer
+        checked = (*map(id, variables), id(host.rate_of(inner)))
+        if checked == self._checked_update:
+            return
+
+        def update() -> tf.Tensor:
+            inner.apply([tf.zeros(v.shape, v.dtype) for v in variables], variables)
+            return tf.zeros([])
+
+        graph = tf.function(update, autograph=False).get_concrete_function().graph
+        known = [*variables, *self.variables]
+        effects.check(
+            graph.get_operations(),
+            what=lambda _: "The inner optimizer, its learning rate or a constraint",
+            may_write=known,
+            may_only_read=known,
+        )
+        self._checked_update = checked
 
     def release(self, clipped_sum: ClippedSum) -> None:
         """apply_clipped_sum without its checks: for the training step of the library.
@@ -347,13 +373,14 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.account.ledger = self.ledger
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
-        clipped_sum, batch = clipped_sum_in_fit(
+        step = clipped_sum_in_fit(
             variables, self.l2_norm_clip, self.expected_batch_size, self.account
         )
         if not self.built:
             self.build(variables)
-        with tf.control_dependencies([batch]):
-            self.release(clipped_sum)
+        with tf.control_dependencies([step.batch]):
+            self.release(step.clipped_sum)
+        step.check(self)
 
     def _warn_of_missing_noise(self) -> None:
         if self.noise_multiplier == 0:

@@ -186,7 +186,7 @@ def test_microbatches_show_the_same_metrics():
     assert shown["accuracy"][0] == pytest.approx(accuracy, rel=1e-5)
 
 
-@pytest.mark.parametrize("gradients", ["vectorized", "loop"])
+@pytest.mark.parametrize("gradients", ["bookkeeping", "vectorized", "loop"])
 def test_run_eagerly_trains_too(gradients):
     model = compiled(gradients=gradients, run_eagerly=True)
     model.fit(*data(), batch_size=20, verbose=0)
@@ -411,8 +411,19 @@ def test_functions_run_eagerly_after_compile():
     model.run_eagerly = True
     model.train_function = None
     model.fit(*data(), batch_size=30, verbose=0)
-    assert model.privacy_plan().engine == "vectorized"
+    assert model.privacy_plan().engine == "bookkeeping"
     assert model.privacy_ledger.total == 4
+
+
+def test_functions_that_are_run_eagerly_are_traced_all_the_same():
+    tf.config.run_functions_eagerly(True)
+    try:
+        model = compiled()
+        model.fit(*data(), batch_size=30, verbose=0)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert model.privacy_plan().engine == "bookkeeping"
+    assert model.privacy_ledger.total == 2
 
 
 def test_boolean_inputs_and_labels_train():

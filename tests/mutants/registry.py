@@ -8,9 +8,11 @@ from pathlib import Path
 
 from tests.batteries import (
     cancellation,
+    effects,
     gradient,
     noise,
     owed,
+    random_layers,
     releases,
     sampler,
     sensitivity,
@@ -37,6 +39,19 @@ BATTERIES: dict[str, Callable[[], None]] = {
     ),
     "random layers": lambda: gradient.assert_random_layers_draw_per_example_and_step(
         "vectorized"
+    ),
+    "random layers: seed": lambda: random_layers.assert_no_seed_decides_a_mask(
+        "bookkeeping"
+    ),
+    "random layers: rows": lambda: (
+        random_layers.assert_a_row_more_moves_no_mask_of_others("bookkeeping")
+    ),
+    "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
+        "fit", "py_function"
+    ),
+    "effects: metrics": lambda: effects.assert_metrics_steer_nothing("fit", "loss"),
+    "effects: metrics of a plain model": lambda: effects.assert_metrics_steer_nothing(
+        "plain fit", "schedule"
     ),
     "sensitivity": lambda: sensitivity.assert_neighbours_differ_by_at_most_the_clip(
         0.1, "auto"
