@@ -91,18 +91,15 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
             given = (args, kwargs)
             is_row = [_has_batch_axis(t) for t in tensors(given)]
             rows = [t for t, r in zip(tensors(given), is_row, strict=True) if r]
-            masks = [host.get_mask(t) for t in rows]
+            hidden = host.hidden_on(rows)
             weights = [tf.identity(t) for t in values]
             structure: list[Any] = []
 
             def one(elements: list[tf.Tensor]) -> list[tf.Tensor]:
                 nonlocal is_inside
-                slices, slice_masks = restored(
-                    (rows, masks), [e[None] for e in elements]
+                slices = host.with_hidden(
+                    *restored((rows, hidden), [e[None] for e in elements])
                 )
-                for t, m in zip(slices, slice_masks, strict=True):
-                    if m is not None:
-                        host.set_mask(t, m)
                 remaining = iter(slices)
                 own_args, own_kwargs = restored(
                     given,
@@ -128,13 +125,13 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
                     raise UnsupportedSiteError(f"{layer.name!r} draws random numbers")
                 if scope.losses:
                     raise UnsupportedSiteError(f"{layer.name!r} adds a loss of its own")
-                structure[:] = [outputs]
-                return tensors(outputs)
+                structure[:] = [(outputs, host.hidden_on(outputs))]
+                return tensors(structure)
 
-            elements = tensors((rows, masks))
+            elements = tensors((rows, hidden))
             flat = _mapped(layer, lambda parts: [t[0] for t in one(parts)], elements)
             calls.append(AloneCall(layer, one, elements, list(flat), weights))
-            return restored(structure[0], flat)
+            return host.with_hidden(*restored(structure[0], flat))
 
         return mapped
 

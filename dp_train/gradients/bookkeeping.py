@@ -108,7 +108,7 @@ def clipped_sum_of_call(
     Raises:
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
     """
-    predictions = tensors((y_pred, map_rows(host.get_mask, y_pred)))
+    predictions = tensors((y_pred, host.hidden_on(y_pred)))
     graph = predictions[0].graph
     keys = [
         read
@@ -381,7 +381,7 @@ def _forward(
     keys: Sequence[tf.Tensor],
     calls: Sequence[Call],
 ) -> tuple[Outputs, separation.Kinds]:
-    """Losses [b] of each example alone, predictions and masks of the batch.
+    """Losses [b] of each example alone, predictions and what is hidden on them.
 
     Args:
         calls: those made around layers, once the model has been called.
@@ -406,29 +406,29 @@ def _forward(
         y_pred = host.call_model(model, x, objective.training)
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
-        masks = map_rows(host.get_mask, y_pred)
+        hidden = host.hidden_on(y_pred)
         outputs = [
-            *tensors((y_pred, masks)),
+            *tensors((y_pred, hidden)),
             *(t for c in calls for t in c.elements),
         ]
         apart = [t for c in calls for t in c.outputs]
         kinds = separation.check(tensors(x), outputs, apart, keys)
         losses = _losses(objective, rows, y_pred)
     losses = checked_at_run_time(losses, outputs, [*apart, *keys])
-    return (losses, y_pred, masks), kinds
+    return (losses, y_pred, hidden), kinds
 
 
 def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     """[b] the model's own loss on each example alone."""
-    given = (*rows, y_pred, map_rows(host.get_mask, y_pred))
+    if names := host.foreign_attributes(y_pred):
+        raise UnsupportedSiteError(f"predictions carry {', '.join(names)}, no tensors")
+    given = (*rows, y_pred, host.hidden_on(y_pred))
     graph = tensors(y_pred)[0].graph
     forward = {id(op) for op in graph.get_operations()}
 
     def one(elements: list[tf.Tensor]) -> tf.Tensor:
-        x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
-        keras.tree.map_structure(
-            lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
-        )
+        x, y, weight, y_pred, hidden = restored(given, [e[None] for e in elements])
+        y_pred = host.with_hidden(y_pred, hidden)
         body = tf.compat.v1.get_default_graph()
         before = len(body.get_operations())
         loss = host.compute_loss(objective.model, x, y, y_pred, weight)

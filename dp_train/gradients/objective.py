@@ -24,7 +24,7 @@ Rows = tuple[Any, Any, Any]
 WEIGHTS_SCOPE = "dp_train_weights/"
 """Names of the ops that read the weights for all of a step begin so."""
 Outputs = tuple[tf.Tensor, Any, Any]
-"""(loss, predictions, masks): what the metrics need; of one example or stacked."""
+"""(loss, predictions, host.hidden_on them) of one example or stacked, for metrics."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,10 @@ class Objective:
                 loss = host.compute_loss(self.model, x, y, y_pred, sample_weight)
                 total = tf.reduce_sum(tf.convert_to_tensor(loss))
         gradients = tape.gradient(total, weights)
-        masks = map_rows(lambda t: _without_batch_axis(host.get_mask(t)), y_pred)
-        outputs = (total, map_rows(lambda t: t[0], y_pred), masks)
+        outputs = (
+            total,
+            *map_rows(lambda t: t[0], (y_pred, host.hidden_on(y_pred))),
+        )
         return [None if g is None else tf.convert_to_tensor(g) for g in gradients], (
             outputs
         )
@@ -138,10 +140,6 @@ class Objective:
             total = tf.reduce_sum(tf.convert_to_tensor(loss))
         found = tape.gradient(total, [v.value for v in self.variables])
         return [g is not None for g in found]
-
-
-def _without_batch_axis(mask: tf.Tensor | None) -> tf.Tensor | None:
-    return None if mask is None else mask[0]
 
 
 def weight_values(variables: Sequence[keras.Variable]) -> list[tf.Tensor]:

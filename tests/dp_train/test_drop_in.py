@@ -10,6 +10,7 @@ import dp_train
 from accounting import PoissonSampledEvent, UnverifiedSamplingEvent
 
 ROWS = 12
+LARGE = keras.initializers.RandomNormal(stddev=200.0, seed=0)
 
 
 def dense(**kwargs):
@@ -68,6 +69,17 @@ class Folded(layers.Layer):
         return keras.ops.mean(keras.ops.reshape(many * self.w, (-1, 4, 5)), axis=1)
 
 
+def probabilities():
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(4, activation="tanh"),
+            # Where a probability rounds to 0, only its logit has a gradient.
+            layers.Dense(3, "softmax", kernel_initializer=LARGE),
+        ]
+    )
+
+
 LOGITS = keras.losses.SparseCategoricalCrossentropy
 CASES = {
     "unreduced loss": (dense, (5,), LOGITS(from_logits=True, reduction="none")),
@@ -87,6 +99,7 @@ CASES = {
         (5,),
         LOGITS(from_logits=True),
     ),
+    "probabilities": (probabilities, (5,), LOGITS()),
     "several outputs": (
         several_outputs,
         (5,),
@@ -129,7 +142,7 @@ def test_plain_fit_takes_the_same_step_as_a_private_model(case, is_fixed):
     for model in (plain, private):
         model(x[:2])
     private.set_weights(plain.get_weights())
-    private = dp_train.make_private(private)
+    private = dp_train.make_private(private, gradients="loop")
     private.compile(sgd(), loss)
     plain.compile(sgd(expected_batch_size=ROWS), loss, metrics=None)
     expected = change(private, lambda: private.train_on_batch(x, y, weight))
