@@ -324,6 +324,11 @@ def with_hidden(structure: Any, hidden: Any) -> Any:
     return keras.tree.map_structure_up_to(structure, one, structure, hidden)
 
 
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras hid a mask on the tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
 def foreign_attributes(structure: Any) -> list[str]:
     """Names of what somebody put on the tensors and that is no tensor itself."""
     return [

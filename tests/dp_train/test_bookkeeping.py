@@ -160,7 +160,47 @@ class RawWeights(keras.layers.Layer):
         )[0]
 
 
+class Made(keras.layers.Layer):
+    """Multiplies by what is made of a weight, which gets there in several ways."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+
+    def call(self, x):
+        return x @ self.make(self.w)
+
+
+def straight_through(w):
+    return w + keras.ops.stop_gradient(keras.ops.sign(w) - w)
+
+
+MADE = {
+    "normed": lambda w: w / keras.ops.norm(w, axis=0, keepdims=True),
+    "centred": lambda w: w - keras.ops.mean(w, axis=0, keepdims=True),
+    "of sum one": lambda w: w / keras.ops.sum(w),
+    "straight through": straight_through,
+    "times itself": lambda w: w @ keras.ops.transpose(w) @ w,
+}
+
+
+class BehindAStop(keras.layers.Layer):
+    """Reads its weight with and without a gradient."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), name="w")
+
+    def call(self, x):
+        rounded = keras.ops.cast(keras.ops.cast(self.w, "int32"), x.dtype)
+        return x * self.w + keras.ops.stop_gradient(self.w) * x + rounded * x
+
+
 COVERED = {
+    **{f"weight, {how}": lambda m=m: series(Made(m)) for how, m in MADE.items()},
+    "weight behind a stop": lambda: series(BehindAStop()),
     "depthwise": lambda: images(
         layers.DepthwiseConv2D(3, depth_multiplier=2),
         layers.DepthwiseConv2D(2, padding="same", strides=2),
@@ -756,6 +796,29 @@ def test_certificate_names_the_variable_of_a_faulty_engine(fault):
     objective = objective_of(series(layers.Dense(3)))
     with pytest.raises(certificate.NotCertifiedError, match="dense"):
         certificate.certify(faulty(fault), objective, EXAMPLE)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5, 1e-9])
+def test_certificate_compares_each_weight_with_its_own_size(size):
+    model = series(layers.Dense(3), layers.Rescaling(size))
+    objective = objective_of(model)
+    certificate.certify(bookkeeping.clipped_sum, objective, EXAMPLE)
+    fault = faulty(lambda s, c: [1.5 * s[0], *s[1:]])
+    with pytest.raises(certificate.NotCertifiedError, match=r"kernel' are off by 0\.5"):
+        certificate.certify(fault, objective, EXAMPLE)
+
+
+def test_certificate_knows_a_gradient_that_is_nothing_but_rounding():
+    inputs = keras.Input((4, 3))
+    # A softmax does not change with its keys' bias: the gradient is 0 there.
+    attended = layers.MultiHeadAttention(1, 2)(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(attended)))
+    objective = objective_of(model)
+    names = [v.path for v in objective.variables]
+    (place,) = [i for i, name in enumerate(names) if "key/bias" in name]
+    certificate.certify(bookkeeping.clipped_sum, objective, EXAMPLE)
+    other = faulty(lambda s, c: [-t if i == place else t for i, t in enumerate(s)])
+    certificate.certify(other, objective, EXAMPLE)
 
 
 def _flips(is_flipped):

@@ -80,6 +80,24 @@ def probabilities():
     )
 
 
+class Made(layers.Layer):
+    """Multiplies by what is made of a weight that is read twice."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+
+    def call(self, x):
+        return x @ self.make(self.w, self.w)
+
+
+def made(make):
+    return lambda: keras.Sequential([keras.Input((5,)), Made(make), layers.Dense(3)])
+
+
 LOGITS = keras.losses.SparseCategoricalCrossentropy
 CASES = {
     "unreduced loss": (dense, (5,), LOGITS(from_logits=True, reduction="none")),
@@ -96,6 +114,21 @@ CASES = {
     "attention over an embedding": (tokens, (4,), LOGITS(from_logits=True)),
     "positions folded into the batch": (
         lambda: keras.Sequential([keras.Input((5,)), Folded(), layers.Dense(3)]),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "normed weight": (
+        made(lambda v, w: v / keras.ops.norm(w, axis=0, keepdims=True)),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "straight-through weight": (
+        made(lambda v, w: v + keras.ops.stop_gradient(keras.ops.sign(w) - w)),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "stop at one of two reads": (
+        made(lambda v, w: v * keras.ops.stop_gradient(w)),
         (5,),
         LOGITS(from_logits=True),
     ),
