@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import masking
 from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
@@ -93,12 +92,10 @@ def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any
     Args:
         model: compiled.
         rows: (x, y, sample_weight), [n, ...]; n may be 0.
-        outputs: ([n] losses of each example alone, predictions, masks).
+        outputs: ([n] losses of each example alone, predictions, hidden_on them).
     """
-    (x, y, weight), (losses, y_pred, masks) = rows, outputs
-    keras.tree.map_structure(
-        lambda t, m: None if m is None else set_mask(t, m), y_pred, masks
-    )
+    (x, y, weight), (losses, y_pred, hidden) = rows, outputs
+    y_pred = with_hidden(y_pred, hidden)
     penalty = [tf.cast(p, losses.dtype) for p in regularization_losses(model)]
     model._loss_tracker.update_state(sum(penalty, losses))
     if model._compile_loss is not None and model._compile_loss.metrics:
@@ -422,14 +419,61 @@ def rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     return optimizer._learning_rate
 
 
-def get_mask(tensor: Any) -> Any:
-    """The Keras mask that travels with a tensor, or None."""
-    return masking.get_keras_mask(tensor)
+_OF_LOGITS = "Softmax", "Sigmoid"
+"""Ops that the cross-entropies of Keras 3.15 look behind, where nothing is hidden."""
 
 
-def set_mask(tensor: Any, mask: Any) -> None:
-    """Lets a Keras mask travel with a tensor."""
-    masking.set_keras_mask(tensor, mask)
+def hidden_on(structure: Any) -> Any:
+    """What losses find on each tensor of a structure, or behind it, besides its value.
+
+    Keras hides a mask on a tensor, and on the output of sigmoid and softmax the logits.
+    Whatever is made anew of a tensor (a slice, a stack) has lost both.
+
+    Returns:
+        The structure with a dict in place of each tensor: hidden tensors by the name of
+        the attribute, or logits by the type of the op that was applied to them.
+    """
+
+    def one(tensor: Any) -> dict[str, Any]:
+        found = {k: v for k, v in vars(tensor).items() if tf.is_tensor(v)}
+        op = getattr(tensor, "op", None)
+        if op is not None and op.type in _OF_LOGITS and "_keras_logits" not in found:
+            found[op.type] = op.inputs[0]
+        return found
+
+    return keras.tree.map_structure(one, structure)
+
+
+def with_hidden(structure: Any, hidden: Any) -> Any:
+    """The structure with what `hidden_on` found on another of its kind."""
+
+    def one(tensor: Any, found: dict[str, Any]) -> Any:
+        if any(name in found for name in _OF_LOGITS):
+            ((name, logits),) = [(k, v) for k, v in found.items() if k in _OF_LOGITS]
+            tensor = {"Softmax": tf.nn.softmax, "Sigmoid": tf.sigmoid}[name](logits)
+        elif found:
+            tensor = tf.identity(tensor)
+        for name, value in found.items():
+            if name not in _OF_LOGITS:
+                setattr(tensor, name, value)
+        return tensor
+
+    return keras.tree.map_structure_up_to(structure, one, structure, hidden)
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras hid a mask on the tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def foreign_attributes(structure: Any) -> list[str]:
+    """Names of what somebody put on the tensors and that is no tensor itself."""
+    return [
+        name
+        for tensor in keras.tree.flatten(structure)
+        for name, value in vars(tensor).items()
+        if value is not None and not tf.is_tensor(value)
+    ]
 
 
 def alias_registration(alias: type, original: type) -> None:

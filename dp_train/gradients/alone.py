@@ -97,7 +97,7 @@ def run_alone(
             given = (args, kwargs)
             is_row = [_has_batch_axis(t) for t in tensors(given)]
             rows = [t for t, r in zip(tensors(given), is_row, strict=True) if r]
-            masks = [host.get_mask(t) for t in rows]
+            hidden = host.hidden_on(rows)
             weights = [tf.identity(t) for t in values]
             # Another call draws other numbers, and the rest of the model does.
             apart = (1 + len(calls)) * _DRAWS_OF_A_CALL
@@ -107,12 +107,9 @@ def run_alone(
             def one(elements: list[tf.Tensor]) -> list[tf.Tensor]:
                 nonlocal is_inside
                 given_rows = elements[: len(elements) - len(own_keys)]
-                slices, slice_masks = restored(
-                    (rows, masks), [e[None] for e in given_rows]
+                slices = host.with_hidden(
+                    *restored((rows, hidden), [e[None] for e in given_rows])
                 )
-                for t, m in zip(slices, slice_masks, strict=True):
-                    if m is not None:
-                        host.set_mask(t, m)
                 remaining = iter(slices)
                 own_args, own_kwargs = restored(
                     given,
@@ -136,13 +133,13 @@ def run_alone(
                     is_inside = False
                 if scope.losses:
                     raise UnsupportedSiteError(f"{layer.name!r} adds a loss of its own")
-                structure[:] = [outputs]
-                return tensors(outputs)
+                structure[:] = [(outputs, host.hidden_on(outputs))]
+                return tensors(structure)
 
-            elements = [*tensors((rows, masks)), *own_keys]
+            elements = [*tensors((rows, hidden)), *own_keys]
             flat = _mapped(layer, lambda parts: [t[0] for t in one(parts)], elements)
             calls.append(AloneCall(layer, one, elements, list(flat), weights))
-            return restored(structure[0], flat)
+            return host.with_hidden(*restored(structure[0], flat))
 
         return mapped
 

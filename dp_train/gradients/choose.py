@@ -27,6 +27,7 @@ from dp_train.gradients.certificate import (
     reason_of,
 )
 from dp_train.gradients.compiled import Program
+from dp_train.gradients.coupled import check_loss_is_of_one_example
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import (
     accumulate,
@@ -134,9 +135,10 @@ def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -
         spec: the same with None for sizes that vary.
 
     Raises:
-        NotPrivateError: the engine asked for cannot be used, or a weight would get
-            noise only that Keras itself would train.
+        NotPrivateError: the engine asked for cannot be used, a weight would get noise
+            only that Keras itself would train, or an example alone has no gradient.
     """
+    check_loss_is_of_one_example(objective, example)
     refused: list[tuple[str, str]] = []
     for name in ENGINES if gradients == "auto" else [gradients]:
         try:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from dp_train import effects, host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
+from dp_train.gradients.coupled import check_loss_is_of_one_example
 from dp_train.gradients.objective import (
     Objective,
     check_losses,
@@ -25,6 +26,7 @@ from dp_train.gradients.objective import (
 from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
+from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
 from dp_train.values import Account, ClippedSum
 
@@ -101,6 +103,7 @@ def clipped_sum_in_fit(
         )
     metrics = _check_step(model, rows, y_pred)
     start = len(_graph().get_operations())
+    objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
     keys = [
         key
@@ -109,10 +112,12 @@ def clipped_sum_in_fit(
     ]
     try:
         gradients = clipped_sum_of_call(
-            Objective(model, variables, []), rows, y_pred, reads, keys, l2_norm_clip
+            objective, rows, y_pred, reads, keys, l2_norm_clip
         )
     except UnsupportedSiteError as error:
         _refuse(f"the graph does not show what each example contributes ({error})")
+    example = map_rows(_spec_of_some_size, rows)
+    host.outside_of_tracing(lambda: check_loss_is_of_one_example(objective, example))
     clipped_sum = ClippedSum(
         gradients=tuple(gradients),
         l2_norm_bound=l2_norm_clip,
@@ -123,6 +128,11 @@ def clipped_sum_in_fit(
     )
     end = len(_graph().get_operations())
     return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)
+
+
+def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:
+    """Of made-up rows like these: sizes that nobody knows may be any."""
+    return tf.TensorSpec([ROWS, *(size or ROWS for size in t.shape[1:])], t.dtype)
 
 
 def _graph() -> Any:

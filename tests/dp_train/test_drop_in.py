@@ -10,6 +10,7 @@ import dp_train
 from accounting import PoissonSampledEvent, UnverifiedSamplingEvent
 
 ROWS = 12
+LARGE = keras.initializers.RandomNormal(stddev=200.0, seed=0)
 
 
 def dense(**kwargs):
@@ -68,6 +69,35 @@ class Folded(layers.Layer):
         return keras.ops.mean(keras.ops.reshape(many * self.w, (-1, 4, 5)), axis=1)
 
 
+def probabilities():
+    return keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(4, activation="tanh"),
+            # Where a probability rounds to 0, only its logit has a gradient.
+            layers.Dense(3, "softmax", kernel_initializer=LARGE),
+        ]
+    )
+
+
+class Made(layers.Layer):
+    """Multiplies by what is made of a weight that is read twice."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+
+    def call(self, x):
+        return x @ self.make(self.w, self.w)
+
+
+def made(make):
+    return lambda: keras.Sequential([keras.Input((5,)), Made(make), layers.Dense(3)])
+
+
 LOGITS = keras.losses.SparseCategoricalCrossentropy
 CASES = {
     "unreduced loss": (dense, (5,), LOGITS(from_logits=True, reduction="none")),
@@ -87,6 +117,22 @@ CASES = {
         (5,),
         LOGITS(from_logits=True),
     ),
+    "normed weight": (
+        made(lambda v, w: v / keras.ops.norm(w, axis=0, keepdims=True)),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "straight-through weight": (
+        made(lambda v, w: v + keras.ops.stop_gradient(keras.ops.sign(w) - w)),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "stop at one of two reads": (
+        made(lambda v, w: v * keras.ops.stop_gradient(w)),
+        (5,),
+        LOGITS(from_logits=True),
+    ),
+    "probabilities": (probabilities, (5,), LOGITS()),
     "several outputs": (
         several_outputs,
         (5,),
@@ -129,7 +175,7 @@ def test_plain_fit_takes_the_same_step_as_a_private_model(case, is_fixed):
     for model in (plain, private):
         model(x[:2])
     private.set_weights(plain.get_weights())
-    private = dp_train.make_private(private)
+    private = dp_train.make_private(private, gradients="loop")
     private.compile(sgd(), loss)
     plain.compile(sgd(expected_batch_size=ROWS), loss, metrics=None)
     expected = change(private, lambda: private.train_on_batch(x, y, weight))
