@@ -82,9 +82,14 @@ CAVEATS: Mapping[str, str] = types.MappingProxyType(
             " are not counted."
         ),
         "ledger_scope": (
-            "The ledger counts from where it started. Weights trained elsewhere, loaded"
-            " without the ledger (compile=False), cloned or copied start a new ledger,"
-            " and what they had spent is not in it."
+            "The ledger counts from where it started. Weights that came without one,"
+            " by set_weights, from a file that carries none or restored before"
+            " make_private, start a new ledger, and what they had spent is not in it."
+        ),
+        "changed_elsewhere": (
+            "The weights were changed by something that is not in the ledger: training"
+            " without noise, values set by hand, or a file that carries no ledger. What"
+            " they learned there is not covered."
         ),
         "floating_point": (
             "The mechanism is analysed on real numbers. Low-order bits of rounded"

@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
@@ -31,6 +31,8 @@ _NAMES = {
     "rdp": "by Renyi divergences",
     "no_amplification": "without amplification by sampling",
 }
+# What a ledger does not show, and whoever asks for a report may know.
+_NOT_IN_LEDGERS = ("changed_elsewhere",)
 # What only a plan needs to say.
 _OF_PLANS = ("no_tight_bound", "shuffling", "own_step", "plan_only")
 
@@ -144,6 +146,7 @@ def privacy_report(
     relation: NeighboringRelation | None = None,
     population: int | None = None,
     accountant: Callable[[NeighboringRelation], Accountant] = DefaultAccountant,
+    further_caveats: Collection[str] = (),
 ) -> PrivacyReport:
     """States what a ledger's releases reveal about one example.
 
@@ -153,6 +156,7 @@ def privacy_report(
         relation: None means the strongest that has a bound for the ledger.
         population: number of examples, if it may be published.
         accountant: relation -> accountant.
+        further_caveats: ids of limits that a ledger does not show.
 
     Returns:
         The report; print it, or take `to_json()`.
@@ -185,6 +189,7 @@ def privacy_report(
     present |= dict.fromkeys(_OF_PLANS, False) | {"two_pairs": two_pairs}
     has_releases = ledger.total > 0
     present["ledger_scope"] = True
+    present |= {id: id in further_caveats for id in _NOT_IN_LEDGERS}
     return PrivacyReport(
         releases=ledger.releases,
         relation=relation,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,15 @@ import keras
 import tensorflow as tf
 
 from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
-from dp_train import host, model_checks
+from dp_train import host, host_files, model_checks
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.owner import SAMPLE, WHOLE, Owner
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -27,10 +27,13 @@ from dp_train.private_state import (
     check_sum,
     choose_tables,
     clipped_sum_of,
+    own_weights,
     prepare,
+    recorded,
     running,
 )
 from dp_train.sampling import UnverifiedSampling
+from dp_train.saved_ledger import InCheckpoints
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -79,6 +82,7 @@ def make_private(
     state = PrivacyState(gradients, microbatch_size)
     model.__class__ = _private_class(type(model))
     model._start(state)
+    own_weights(model)
     if model.compiled:
         model.train_function = None
         adopt_optimizer(model)
@@ -105,7 +109,7 @@ def _private_class(base: type) -> type:
 _Mixin: Any = keras.Model if TYPE_CHECKING else object
 
 
-class PrivateTraining(_Mixin):
+class PrivateTraining(InCheckpoints, _Mixin):
     """The private training step and its way into fit; mixed into the model's class."""
 
     def _start(self, state: PrivacyState) -> PrivacyState:
@@ -123,8 +127,14 @@ class PrivateTraining(_Mixin):
 
     @property
     def privacy_ledger(self) -> Ledger:
-        """Every release made from this model's training data so far."""
-        return self._privacy.account.ledger
+        """Every release so far that moved this model's weights, or others with them.
+
+        Models that share a weight, or ever shared one, have one ledger.
+        """
+        account = self._privacy.account
+        if account.sampling is None:  # between fits
+            own_weights(self)
+        return account.ledger
 
     def privacy_report(
         self, delta: float, relation: NeighboringRelation | None = None
@@ -137,11 +147,16 @@ class PrivateTraining(_Mixin):
                 supports.
         """
         model_checks.warn_of_large_delta(delta, self._privacy.population)
+        ledger = self.privacy_ledger
+        is_changed = self._privacy.account.owner.is_changed_elsewhere
+        if is_changed:
+            model_checks.warn_of_changes_elsewhere()
         return privacy_report(
-            self.privacy_ledger,
+            ledger,
             delta,
             relation=relation,
             population=self._privacy.population,
+            further_caveats=("changed_elsewhere",) if is_changed else (),
         )
 
     def privacy_plan(self) -> Plan:
@@ -348,7 +363,10 @@ class PrivateTraining(_Mixin):
             first = self._initial_epoch or initial_epoch
             return None if planned is None else planned * max(0, epochs - first)
 
-        with running(self, sampling, planned_steps) as start:
+        with (
+            recorded(self, WHOLE),
+            running(self, sampling, planned_steps) as start,
+        ):
             callbacks.append(_Start(start))
             if is_list:
                 callbacks = self._privacy.owing.callbacks(callbacks)
@@ -384,7 +402,7 @@ class PrivateTraining(_Mixin):
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
         choose_tables(self, specs, [self])
-        with running(self, sampling, lambda: None):
+        with recorded(self, SAMPLE), running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
                 y,
@@ -395,19 +413,24 @@ class PrivateTraining(_Mixin):
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As keras.Model.save; the ledger is in the file, and readable beside it."""
-        if self.privacy_ledger.total and not isinstance(self.optimizer, DPOptimizer):
-            warnings.warn(
-                f"The ledger of {self.privacy_ledger.total} releases does not travel "
-                f"in {filepath}: it is kept in a DP optimizer, and this model was "
-                "compiled with another one. A model loaded from it starts an empty "
-                "ledger. Compile with a DP optimizer before saving, or keep "
-                f"{filepath}.ledger.json with it.",
-                PrivacyWarning,
-                stacklevel=2,
-            )
         super().save(filepath, *args, **kwargs)
         with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
             sidecar.write(self.privacy_ledger.to_json())
+
+    def _owned(self) -> tuple[Owner, Any]:
+        return self._privacy.account.owner, self.weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, by pickle, joblib or deepcopy, is as private, with the ledger."""
+        _, (file,) = super().__reduce__()
+        state = self._privacy
+        return _copied, (file, state.gradients, state.microbatch_size)
+
+
+def _copied(file: Any, gradients: str, microbatch_size: int | str) -> Any:
+    """The private model that PrivateTraining.__reduce__ wrote."""
+    model = host_files.model_of_pickle(file)
+    return make_private(model, gradients=gradients, microbatch_size=microbatch_size)
 
 
 class _Start(keras.callbacks.Callback):
@@ -490,7 +513,7 @@ def clipped_gradients(
         gradients=tuple(gradients),
         l2_norm_bound=clip,
         expected_batch_size=expected_batch_size or sampling.expected_batch_size,
-        account=Account(model.privacy_ledger, sampling),
+        account=Account(model._privacy.account.owner, sampling),
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
     )

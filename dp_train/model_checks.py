@@ -318,6 +318,18 @@ def warn_of_large_delta(delta: float | None, population: int | None) -> None:
         )
 
 
+def warn_of_changes_elsewhere() -> None:
+    """Warns of weights that are not what the last recorded release left."""
+    warnings.warn(
+        "The weights were changed by something that the ledger does not know: a plain "
+        "fit, set_weights, or a file that carries no ledger. What they learned there "
+        "is not in this report. Report on a model as its last private fit left it, or "
+        "take into account what else it has seen.",
+        PrivacyWarning,
+        stacklevel=3,
+    )
+
+
 def warn_of_adapted_layers(model: keras.Model) -> None:
     """Warns of statistics that `adapt` has put into the model without noise."""
     for layer in host.sublayers(model):

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import Ledger
 from dp_train import effects, host, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
@@ -26,6 +25,7 @@ from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
+from dp_train.owner import Owner, record
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -37,7 +37,7 @@ class PrivacyState:
     def __init__(self, gradients: str, microbatch_size: int | str) -> None:
         self.owing, self.owing_for = Owing(), ()
         self.set_options(gradients, microbatch_size)
-        self.account = Account(Ledger())
+        self.account = Account(Owner())
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
@@ -150,22 +150,35 @@ def adopt_optimizer(model: Any) -> None:
     """One ledger for model and optimizer; what either spent before is kept."""
     optimizer = model.optimizer
     if isinstance(optimizer, DPOptimizer):
-        ledger = model._privacy.account.ledger
-        if optimizer.ledger is not ledger:
-            ledger.merge(optimizer.ledger)
-            optimizer.ledger = ledger
+        model._privacy.account.owner.join(optimizer.account.owner)
 
 
-def share_ledger_with_parts(model: Any) -> None:
-    """One ledger for a model and the private models inside it: they share weights."""
-    ledger = model._privacy.account.ledger
+def own_weights(model: Any) -> None:
+    """One ledger for all models that share a weight, or ever shared one.
+
+    Sees, too, whether the weights are as the last release left them.
+    """
+    owner, weights = model._privacy.account.owner, model.weights
     for part in host.sublayers(model):
         state = vars(part).get("_privacy_state")
-        if state is not None and state.account.ledger is not ledger:
-            ledger.merge(state.account.ledger)
-            state.account.ledger = ledger
-            if isinstance(getattr(part, "optimizer", None), DPOptimizer):
-                part.optimizer.ledger = ledger
+        if state is not None:
+            owner.join(state.account.owner)
+    owner.own(weights)
+    owner.look(weights)
+
+
+@contextmanager
+def recorded(model: Any, numbers: int) -> Iterator[None]:
+    """What the releases of the block leave in the weights is known afterwards.
+
+    Args:
+        model: a private model.
+        numbers: how many of each weight are looked at.
+    """
+    try:
+        yield
+    finally:
+        record(model.weights, numbers)
 
 
 def check_ready(model: Any) -> None:
@@ -218,11 +231,11 @@ def prepare(
         Specs of its batches.
     """
     state = model._privacy
-    share_ledger_with_parts(model)
     model_checks.check_recurrence(model)
     may_vary = spec is None
     batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
     host.symbolic_build(model, *batches)
+    own_weights(model)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, DPOptimizer):
@@ -238,6 +251,8 @@ def prepare(
             )
     layers = host.sublayers(model)
     fingerprint = (
+        # One that was assigned, without compile, is not in the step that was traced.
+        optimizer,
         *(str(t) for t in tensors(batches)),
         *map(id, model.variables),
         *((id(v), v.trainable) for v in layers),
@@ -337,11 +352,11 @@ def running(
         checkpoint by then, and with it releases of an earlier process.
     """
     state = model._privacy
-    ledger = state.account.ledger
     counted: tuple[int, int | None] = -1, -1
 
     def start() -> None:
         nonlocal counted
+        ledger = state.account.ledger
         now = ledger.total, planned_steps()
         if now != counted:
             counted = now

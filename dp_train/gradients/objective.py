@@ -48,6 +48,22 @@ class Objective:
     alone: Sequence[keras.layers.Layer] = ()
     tables: Sequence[Any] = ()
 
+    def __post_init__(self) -> None:
+        """Refuses weights whose gradients have no norm here.
+
+        Raises:
+            NotPrivateError: a variable is complex, or no floating-point number.
+        """
+        for variable in self.variables:
+            if not tf.as_dtype(variable.dtype).is_floating:
+                raise NotPrivateError(
+                    f"The trainable weight {variable.path!r} is {variable.dtype}. "
+                    "Clipping and noise are proved for real numbers: of complex ones "
+                    "they would bound and hide the real part only. Keep real and "
+                    "imaginary part as two real weights and join them in call "
+                    "(tf.complex), or set trainable=False."
+                )
+
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:
         """A key for every example and seed state, new at every step and secret.
 

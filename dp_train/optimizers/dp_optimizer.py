@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
 from dp_train import effects, host
-from dp_train.clipping import check_l2_norm_clip
+from dp_train.clipping import check_is_real, check_l2_norm_clip
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
@@ -31,7 +31,9 @@ from dp_train.optimizers.arguments import (
     checked_target,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.owner import Owner, forget, record
 from dp_train.sampling import UnverifiedSampling
+from dp_train.saved_ledger import InCheckpoints
 from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
@@ -41,7 +43,7 @@ _SPENT = 1e-3
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
-class DPOptimizer(keras.optimizers.Optimizer):
+class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
     """Wraps any Keras optimizer; its updates come from noised, clipped sums only.
 
     Use it like the optimizer it wraps, with a model from `make_private`:
@@ -128,8 +130,12 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self._noise_source = noise_source
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
         self._checked_update: tuple[int, ...] = ()
-        self.ledger = Ledger()
-        self.account = Account(self.ledger)
+        self.account = Account(Owner())
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every release made with this optimizer, or from weights that it moved."""
+        return self.account.ledger
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -197,6 +203,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         _check_is_of_this_step(clipped_sum)
         self._check_update(clipped_sum.variables)
         self.release(clipped_sum)
+        if tf.executing_eagerly():
+            record(clipped_sum.variables)
 
     def _check_update(self, variables: Sequence[keras.Variable]) -> None:
         """Refuses, in a custom loop, an update that depends on other variables.
@@ -227,6 +235,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             NotPrivateError: the clipped sum belongs to other variables.
+            TypeError: a gradient is complex.
         """
         variables = host.optimizer_of_build(self)
         if [id(v) for v in clipped_sum.variables] != [id(v) for v in variables]:
@@ -244,9 +253,12 @@ class DPOptimizer(keras.optimizers.Optimizer):
             clipped_sum.account.charge(
                 multiplier, bound, noise_source if multiplier > 0 else "none"
             )
+            forget(variables)
             return multiplier * bound
 
         gradients = clipped_sum.take()
+        for gradient in gradients:
+            check_is_real(gradient)
         debtors = clipped_sum.debtors or (None,) * len(gradients)
         if any(debtors) and not self.is_plain_sgd:
             raise NotPrivateError(
@@ -369,8 +381,6 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "sampling_probability, steps)."
             )
         self._warn_of_missing_noise()
-        # One account for good: a traced step keeps it.
-        self.account.ledger = self.ledger
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
         step = clipped_sum_in_fit(
@@ -418,7 +428,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Calibrates the noise for a target, before a fit.
 
         Args:
-            ledger: what was spent so far; it becomes this optimizer's ledger.
+            ledger: what was spent so far.
             sampling: how batches will be drawn.
             planned_steps: steps of the coming fit; None if unknown.
 
@@ -429,7 +439,6 @@ class DPOptimizer(keras.optimizers.Optimizer):
             BudgetSpentError: nothing is left of the target.
             ValueError: a target without a known number of steps.
         """
-        self.ledger = ledger
         if self.target_epsilon is None or self.target_delta is None:
             self._warn_of_missing_noise()
             return None
@@ -473,6 +482,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     @host.untracked
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the inner optimizer's variables."""
+        self.account.owner.own(variables)
         self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -497,6 +507,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes averaged weights, where the inner optimizer keeps them."""
+        forget(var_list)
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
@@ -508,6 +519,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Arguments and the ledger; the key of the noise is in neither."""
         return {
+            # Keras prints the config where it does not know the class.
+            "to_load": "import dp_train before load_model, or compile=False",
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
             "l2_norm_clip": self.l2_norm_clip,
@@ -526,6 +539,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     ) -> DPOptimizer:
         """The optimizer with the ledger that it was saved with."""
         config = dict(config)
+        config.pop("to_load", None)
         inner = keras.saving.deserialize_keras_object(
             config.pop("inner"), custom_objects=custom_objects
         )
@@ -536,11 +550,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         optimizer = cls.__new__(cls)
         DPOptimizer.__init__(optimizer, inner, **config)
         optimizer._noise_multiplier = calibrated
-        optimizer.ledger = ledger
+        optimizer.account = Account(Owner(ledger))
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
-        """The variables, and the ledger as bytes."""
+        """The variables, and the ledger as bytes: also without any model."""
         super().save_own_variables(store)
         text = self.ledger.to_json().encode()
         store["ledger"] = np.frombuffer(text, np.uint8)
@@ -552,6 +566,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
         if text is not None:
             self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
         super().load_own_variables(values)
+
+    def _owned(self) -> tuple[Owner, Any]:
+        return self.account.owner, host.optimizer_of_build(self) if self.built else ()
 
 
 def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:

@@ -101,7 +101,9 @@ def clipped_sum_in_fit(
             "give the optimizer expected_batch_size, or a PoissonLoader "
             "(loader.dataset_for(optimizer))",
         )
+    _check_is_alone(model, variables, account)
     metrics = _check_step(model, rows, y_pred)
+    account.owner.own(model.weights)
     start = len(_graph().get_operations())
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
@@ -151,6 +153,29 @@ def _key(state: keras.Variable) -> tf.Tensor:
 def _not_read(variable: keras.Variable) -> tf.Tensor:
     """A value that nothing reads, for a variable that the step does not read."""
     return tf.identity(tf.convert_to_tensor(variable.value))
+
+
+def _check_is_alone(
+    model: keras.Model, variables: Sequence[keras.Variable], account: Account
+) -> None:
+    """Refuses to be one of several optimizers: the others see gradients without noise.
+
+    Keras asks the optimizer of the model, and nobody else, for all trainable weights.
+    """
+    optimizer = model.optimizer
+    if getattr(optimizer, "account", None) is not account:
+        _refuse(
+            f"the optimizer of the model is {type(optimizer).__name__}, which hands "
+            "the DP optimizer some of the gradients, and what it does with them "
+            "otherwise has no noise",
+            "compile with the DP optimizer itself; DPOptimizer(inner) takes "
+            "MultiOptimizer too",
+        )
+    left_out = {id(v): v.path for v in model.trainable_variables}
+    for variable in variables:
+        left_out.pop(id(variable), None)
+    if left_out:
+        _refuse(f"it was not given {', '.join(left_out.values())}, which are trained")
 
 
 def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> list[keras.Variable]:

@@ -13,18 +13,31 @@ from tests.batteries import (
     noise,
     owed,
     random_layers,
+    refused,
     releases,
     sampler,
     sensitivity,
     transform,
+    weights,
 )
-from tests.mutants import of_gradients, of_noise, of_owed_noise, of_records
+from tests.mutants import (
+    of_gradients,
+    of_noise,
+    of_owed_noise,
+    of_records,
+    of_weights,
+)
 from tests.mutants.mutant import Mutant
 
 
 def _older_checkpoint() -> None:
     with tempfile.TemporaryDirectory() as folder:
         releases.assert_loading_an_older_checkpoint_keeps_what_was_spent(Path(folder))
+
+
+def _followed_by_the_ledger(way: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        weights.assert_the_ledger_follows_the_weights(way, Path(folder))
 
 
 BATTERIES: dict[str, Callable[[], None]] = {
@@ -96,6 +109,23 @@ BATTERIES: dict[str, Callable[[], None]] = {
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
     ),
     "ledger: older checkpoint": _older_checkpoint,
+    "ledger: file of weights": lambda: _followed_by_the_ledger(
+        "weights before compile"
+    ),
+    "ledger: checkpoint of TensorFlow": lambda: _followed_by_the_ledger("checkpoint"),
+    "ledger: shared weights": lambda: (
+        weights.assert_models_that_share_a_weight_have_one_ledger("layer")
+    ),
+    "ledger: changes elsewhere": lambda: (
+        weights.assert_changes_elsewhere_are_in_the_report("plain fit")
+    ),
+    "ledger: assigned optimizer": (
+        weights.assert_an_assigned_optimizer_adds_its_own_noise
+    ),
+    "one optimizer": lambda: (
+        refused.assert_no_weight_is_trained_beside_the_dp_optimizer("the first layer")
+    ),
+    "complex weights": lambda: refused.assert_complex_weights_are_refused("vectorized"),
     "ledger: budget": lambda: releases.assert_the_budget_holds(4),
     "ledger: events": releases.assert_the_events_say_how_batches_were_drawn,
 }
@@ -105,4 +135,5 @@ MUTANTS: dict[str, Mutant] = {
     **of_noise.MUTANTS,
     **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
+    **of_weights.MUTANTS,
 }
