@@ -29,6 +29,7 @@ from dp_train.private_state import (
     running,
 )
 from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -164,6 +165,8 @@ class PrivateTraining(_Mixin):
         state = self._privacy
         state.traces += 1
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(state.account.sampling, UnverifiedSampling):
+            state.sizes.check((x, y, sample_weight))
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
@@ -301,6 +304,7 @@ class PrivateTraining(_Mixin):
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
+            self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)

@@ -25,6 +25,8 @@ from dp_train.gradients.objective import (
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -58,6 +60,7 @@ class PrivacyState:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
+        self.sizes = FixedSizes()
         self.functions: dict[float, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
@@ -163,12 +166,21 @@ def prepare(
 
     Returns:
         Specs of its batches.
+
+    Raises:
+        NotPrivateError: the model cannot be private, or ready-made batches vary in more
+            than the number of their rows.
     """
     state = model._privacy
     share_ledger_with_parts(model)
     model_checks.check_recurrence(model)
-    may_vary = spec is None
-    batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
+    is_ready_made = isinstance(sampling, UnverifiedSampling)
+    if is_ready_made:
+        state.sizes.check(example if spec is None else spec)
+    may_vary = spec is None and not is_ready_made
+    batches = host.batch_specs(
+        model, example if spec is None else spec, may_vary=may_vary
+    )
     host.symbolic_build(model, *batches)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)

@@ -32,6 +32,7 @@ from dp_train.optimizers.arguments import (
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
 from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
@@ -129,6 +130,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
         self.ledger = Ledger()
         self.account = Account(self.ledger)
+        self._sizes = FixedSizes()
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -348,7 +350,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
         clipped_sum, batch = clipped_sum_in_fit(
-            variables, self.l2_norm_clip, self.expected_batch_size, self.account
+            variables,
+            self.l2_norm_clip,
+            self.expected_batch_size,
+            self.account,
+            self._sizes,
         )
         if not self.built:
             self.build(variables)

@@ -24,6 +24,8 @@ from dp_train.gradients.objective import (
 from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum
 
 
@@ -32,6 +34,7 @@ def clipped_sum_in_fit(
     l2_norm_clip: float,
     expected_batch_size: float | None,
     account: Account,
+    sizes: FixedSizes,
 ) -> tuple[ClippedSum, tf.Tensor]:
     """The clipped sum of the step of a plain model's fit that is being traced.
 
@@ -40,6 +43,7 @@ def clipped_sum_in_fit(
         l2_norm_clip: C > 0.
         expected_batch_size: public divisor of the noised sum, > 0.
         account: where the release is charged.
+        sizes: those of the first ready-made batch.
 
     Returns:
         The sum, and a tensor of the batch: the charge has to wait for its draw.
@@ -64,6 +68,8 @@ def clipped_sum_in_fit(
             "give the optimizer expected_batch_size, or a PoissonLoader "
             "(loader.dataset_for(optimizer))",
         )
+    if isinstance(account.sampling, UnverifiedSampling):
+        sizes.check(rows)
     _check_step(model, rows, y_pred)
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
     try:

@@ -11,12 +11,19 @@ from tests.batteries import (
     gradient,
     noise,
     owed,
+    padding,
     releases,
     sampler,
     sensitivity,
     transform,
 )
-from tests.mutants import of_gradients, of_noise, of_owed_noise, of_records
+from tests.mutants import (
+    of_gradients,
+    of_looking,
+    of_noise,
+    of_owed_noise,
+    of_records,
+)
 from tests.mutants.mutant import Mutant
 
 
@@ -76,6 +83,7 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows("batches"),
     "owed: readers": lambda: owed.assert_whoever_looks_sees_settled_rows("Python"),
     "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
+    "padding": lambda: padding.assert_a_long_example_moves_no_other("private fit"),
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
@@ -87,6 +95,7 @@ BATTERIES: dict[str, Callable[[], None]] = {
 
 MUTANTS: dict[str, Mutant] = {
     **of_gradients.MUTANTS,
+    **of_looking.MUTANTS,
     **of_noise.MUTANTS,
     **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
