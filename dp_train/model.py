@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
-from dp_train import host, model_checks
+from dp_train import host, looking, model_checks
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.choose import Plan
@@ -316,26 +316,31 @@ class PrivateTraining(_Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
         specs = prepare(self, example, sampling, spec)
-        if is_list:
-            callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
-        # What feeds a stream, or a prepared list of callbacks, runs between ours.
-        others = callbacks if is_list else [callbacks]
-        choose_tables(self, specs, [x, *others] if fit_arguments else others)
-        if is_list:
-            # Ours first: later callbacks, the bar and History then see epsilon.
-            callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
-            model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
+        callbacks = looking.flat(callbacks)
+        # What feeds a stream runs between ours.
+        choose_tables(self, specs, [x, *callbacks] if fit_arguments else callbacks)
+        # Ours first: later callbacks, the bar and History then see epsilon.
+        callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
+        ledger = self.privacy_ledger
+        looking.warn_of_callbacks(callbacks, is_validation_private, ledger)
+        looking.warn_of_validation_split(
+            validation_split if is_validation_private else 0.0, ledger
+        )
 
         def planned_steps() -> int | None:
             first = self._initial_epoch or initial_epoch
             return None if planned is None else planned * max(0, epochs - first)
 
-        with running(self, sampling, planned_steps) as start:
-            callbacks.append(_Start(start))
-            if is_list:
-                callbacks = self._privacy.owing.callbacks(callbacks)
+        state = self._privacy
+        stops = looking.Stops(
+            ledger,
+            planned_steps,
+            lambda: int(state.releases),
+            lambda: state.is_exhausted,
+        )
+        with running(self, sampling, planned_steps) as start, stops:
+            callbacks = state.owing.callbacks([*callbacks, _Start(start), stops])
             return super().fit(
                 data,
                 epochs=epochs,

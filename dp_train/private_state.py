@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import Ledger
-from dp_train import host, model_checks
+from dp_train import host, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -205,7 +205,7 @@ def prepare(
     )
     is_new = state.checked != fingerprint
     if is_new:
-        model_checks.warn_of_adapted_layers(model)
+        looking.warn_of_adapted_layers(model, state.account.ledger)
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)

@@ -22,6 +22,7 @@ from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrat
 from dp_train import host
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
+from dp_train.looking import note_new_noise
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -158,7 +159,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "noise_multiplier cannot be set to None. A release without a known "
                 "noise has no epsilon. Set a number, 0 for no noise."
             )
-        self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
+        multiplier = checked_noise_multiplier(noise_multiplier)
+        if multiplier is not None and multiplier != self._noise_multiplier:
+            note_new_noise(multiplier, self.ledger)
+        self._noise_multiplier = multiplier
 
     # ------------------------------------------------------------------ one release
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import keras
 import tensorflow as tf
 
-from dp_train import host
+from dp_train import host, looking
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.objective import (
@@ -70,6 +70,12 @@ def clipped_sum_in_fit(
         )
     if isinstance(account.sampling, UnverifiedSampling):
         sizes.check(rows)
+    looking.warn_of_adapted_layers(model, account.ledger)
+    fit = host.running_fit()
+    if fit is not None:
+        split = fit["validation_split"]
+        looking.warn_of_callbacks(fit["callbacks"], bool(split), account.ledger)
+        looking.warn_of_validation_split(split, account.ledger)
     _check_step(model, rows, y_pred)
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
     try:

@@ -75,7 +75,8 @@ def test_batch_size_defaults_to_32_as_in_keras():
 
 def test_validation_split_is_not_trained_on():
     model = compiled()
-    model.fit(*data(), batch_size=6, validation_split=0.5, verbose=0)
+    with pytest.warns(dp_train.PrivacyWarning, match="holds back rows"):
+        model.fit(*data(), batch_size=6, validation_split=0.5, verbose=0)
     (release,) = model.privacy_ledger.releases
     assert release.event.sampling_probability == 6 / 30
     assert model._privacy.population == 30

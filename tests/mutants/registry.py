@@ -15,6 +15,7 @@ from tests.batteries import (
     releases,
     sampler,
     sensitivity,
+    steering,
     transform,
 )
 from tests.mutants import (
@@ -84,6 +85,10 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "owed: readers": lambda: owed.assert_whoever_looks_sees_settled_rows("Python"),
     "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
     "padding": lambda: padding.assert_a_long_example_moves_no_other("private fit"),
+    "steering: decisions": lambda: steering.assert_what_steers_is_reported(
+        "TerminateOnNaN"
+    ),
+    "steering: stops": steering.assert_a_stop_is_offered_the_plan,
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
