@@ -23,6 +23,7 @@ from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import (
     array_ops,
@@ -708,6 +709,15 @@ def variable_writes(graph: Any) -> list[str]:
         *(node for f in definition.library.function for node in f.node_def),
     ]
     return [node.name for node in nodes if node.op.startswith(_WRITES)]
+
+
+def updates_in_branches(strategy: Any) -> bool:
+    """Whether an optimizer can update under a strategy inside a branch of the graph.
+
+    Others call `merge_call`, which TensorFlow 2.21 allows at a graph's top level only.
+    """
+    is_default = strategy is distribute_lib._get_default_strategy()
+    return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

@@ -28,6 +28,7 @@ from dp_train.private_state import (
     prepare,
     running,
 )
+from dp_train.replicas import check_one_replica
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Batch, ClippedSum, Sampling
@@ -441,7 +442,8 @@ def clipped_gradients(
         charges the model's ledger.
 
     Raises:
-        NotPrivateError: the model is not private, or the Batch was used before.
+        NotPrivateError: the model is not private, the Batch was used before, or
+            several replicas train.
         ValueError: l2_norm_clip is not positive and finite, or the number of rows is
             unknown while tracing.
     """
@@ -450,6 +452,7 @@ def clipped_gradients(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
+    check_one_replica(model.distribute_strategy)
     sampling: Sampling
     if isinstance(x, Batch):
         sampling = x.sampling

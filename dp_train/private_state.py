@@ -25,6 +25,7 @@ from dp_train.gradients.objective import (
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
+from dp_train.replicas import check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
@@ -133,14 +134,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1 or (
-        model.distribute_strategy.num_replicas_in_sync > 1
-    ):
-        raise NotPrivateError(
-            f"The model trains on {model.distribute_strategy.num_replicas_in_sync} "
-            "replicas. Noise and clipping are proved here for one replica only. Train "
-            "under the default strategy."
-        )
+    check_strategy_of_fit(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(
             "`trainable` of a layer was changed after compile. The clipped gradients "

@@ -32,6 +32,7 @@ from dp_train.optimizers.arguments import (
     checked_target,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.replicas import check_one_replica, check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum, Sampling
@@ -199,6 +200,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                     "trainable_variables=model.trainable_variables."
                 )
             self.build(list(trainable_variables))
+        check_one_replica()
         _check_is_of_this_step(clipped_sum)
         self.release(clipped_sum)
 
@@ -348,6 +350,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
                 "sampling_probability, steps)."
             )
+        check_strategy_of_fit(tf.distribute.get_strategy())
         self._warn_of_missing_noise()
         # One account for good: a traced step keeps it.
         self.account.ledger = self.ledger
