@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
+from accounting import (
+    GaussianEvent,
+    Ledger,
+    NeighboringRelation,
+    PrivacyReport,
+    privacy_report,
+)
 from dp_train import host, looking, model_checks
+from dp_train.announcement import announce, delta_of
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.choose import Plan
@@ -341,6 +348,7 @@ class PrivateTraining(_Mixin):
             lambda: state.is_exhausted,
         )
         with running(self, sampling, planned_steps) as start, stops:
+            self._announce(sampling, planned, planned_steps(), callbacks, bool(verbose))
             callbacks = state.owing.callbacks([*callbacks, _Start(start), stops])
             return super().fit(
                 data,
@@ -355,6 +363,39 @@ class PrivateTraining(_Mixin):
                 validation_freq=validation_freq,
                 **fit_arguments,
             )
+
+    def _announce(
+        self,
+        sampling: Sampling,
+        steps_per_epoch: int | None,
+        steps: int | None,
+        callbacks: list[Any],
+        is_shown: bool,
+    ) -> None:
+        """Says what the coming fit will do, and what ready-made batches cost it."""
+        state, optimizer = self._privacy, self.optimizer
+        if steps == 0:
+            return
+        event = sampling.event(GaussianEvent(optimizer.noise_multiplier))
+        delta = delta_of([optimizer, *callbacks], state.population)
+        ledger, target, words = self.privacy_ledger, optimizer.target, ""
+        if target is not None:
+            words = f", of a target of {target.epsilon:g}"
+            is_ready_made = isinstance(sampling, UnverifiedSampling)
+            if is_ready_made and steps and steps_per_epoch and steps_per_epoch > 1:
+                covered = target.covered_steps(steps, int(optimizer.iterations))
+                target.warn_of_ready_made_batches(
+                    ledger, optimizer.noise_multiplier, steps_per_epoch, covered
+                )
+        announce(
+            event,
+            steps,
+            optimizer.l2_norm_clip,
+            ledger,
+            delta,
+            target=words,
+            is_shown=is_shown,
+        )
 
     def train_on_batch(
         self,

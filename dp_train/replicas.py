@@ -41,8 +41,8 @@ def check_strategy_of_fit(strategy: Any) -> None:
     if not host.updates_in_branches(strategy):
         raise NotPrivateError(
             f"The model was made under {type(strategy).__name__}, with one replica. "
-            "Its updates leave the step's graph to meet those of other replicas, and the "
-            "guard of the budget is a branch of that graph, which they cannot leave. "
-            "Make and compile the model outside of the strategy's scope: on one device "
-            "it computes the same."
+            "Its updates leave the step's graph to meet those of other replicas, and "
+            "the guard of the budget is a branch of that graph, which they cannot "
+            "leave. Make and compile the model outside of the strategy's scope: on one "
+            "device it computes the same."
         )

@@ -18,11 +18,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
-from dp_train import host
+from accounting import (
+    GaussianEvent,
+    Ledger,
+)
+from dp_train import host, looking
+from dp_train.announcement import announce, delta_of, steps_of
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
-from dp_train.looking import note_new_noise
+from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -30,8 +33,10 @@ from dp_train.optimizers.arguments import (
     checked_inner,
     checked_noise_multiplier,
     checked_target,
+    checked_target_steps,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.optimizers.target import Target
 from dp_train.replicas import check_one_replica, check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
@@ -39,8 +44,6 @@ from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
-_SPENT = 1e-3
-"""A target of which less than this share is left counts as spent."""
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
@@ -66,6 +69,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         target_epsilon: instead of noise_multiplier: `fit` calibrates the noise so that
             all its steps, with everything spent before, stay within this epsilon.
         target_delta: delta in (0, 1) of target_epsilon; well below 1 / examples.
+        target_steps: the steps that share the target, of all fits with this optimizer
+            together. By default each fit spends all that is left on its own steps.
         expected_batch_size: public divisor of the noised sum, > 0. Only for data that
             `fit` cannot sample itself; else it follows from batch_size.
         noise_source: "aes256-ctr" (cryptographic keystream on the host, the default) or
@@ -96,6 +101,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     l2_norm_clip: Fixed[float] = Fixed()
     target_epsilon: Fixed[float | None] = Fixed()
     target_delta: Fixed[float | None] = Fixed()
+    target_steps: Fixed[int | None] = Fixed()
     expected_batch_size: Fixed[float | None] = Fixed()
     noise_source: Fixed[str] = Fixed()
     lazy_noise: Fixed[bool] = Fixed()
@@ -108,6 +114,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         noise_multiplier: float | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
+        target_steps: int | None = None,
         expected_batch_size: float | None = None,
         noise_source: str = NOISE_SOURCES[0],
         lazy_noise: bool = False,
@@ -120,6 +127,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self._target_epsilon, self._target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
         )
+        self._target_steps = checked_target_steps(target_steps, target_epsilon)
         self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
         self._expected_batch_size = checked_expected_batch_size(expected_batch_size)
         if noise_source not in NOISE_SOURCES:
@@ -162,7 +170,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         multiplier = checked_noise_multiplier(noise_multiplier)
         if multiplier is not None and multiplier != self._noise_multiplier:
-            note_new_noise(multiplier, self.ledger)
+            looking.note_new_noise(multiplier, self.ledger)
         self._noise_multiplier = multiplier
 
     # ------------------------------------------------------------------ one release
@@ -363,10 +371,28 @@ class DPOptimizer(keras.optimizers.Optimizer):
             self.account,
             self._sizes,
         )
+        self._announce_fit()
         if not self.built:
             self.build(variables)
         with tf.control_dependencies([batch]):
             self.release(clipped_sum)
+
+    def _announce_fit(self) -> None:
+        """Says what the fit of a plain model will do, when its step is traced."""
+        fit, sampling = host.running_fit(), self.account.sampling
+        if fit is None or sampling is None:
+            return
+        population = getattr(sampling, "population", None)
+        # Of a loader that counts, no draw is asked for here.
+        drawn = getattr(sampling, "poisson", sampling)
+        announce(
+            drawn.event(GaussianEvent(self._known_noise_multiplier())),
+            steps_of(fit),
+            self.l2_norm_clip,
+            self.ledger,
+            delta_of(looking.flat(fit["callbacks"]), population),
+            is_shown=bool(fit["verbose"]),
+        )
 
     def _warn_of_missing_noise(self) -> None:
         if self.noise_multiplier == 0:
@@ -398,6 +424,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     # ------------------------------------------------------------------- the budget
 
+    @property
+    def target(self) -> Target | None:
+        """The target, if there is one."""
+        if self.target_epsilon is None or self.target_delta is None:
+            return None
+        return Target(self.target_epsilon, self.target_delta, self.target_steps)
+
     def prepare(
         self, ledger: Ledger, sampling: Sampling, planned_steps: int | None
     ) -> int | None:
@@ -413,10 +446,12 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             BudgetSpentError: nothing is left of the target.
-            ValueError: a target without a known number of steps.
+            ValueError: a target without a known number of steps, or more steps than
+                are left of target_steps.
         """
         self.ledger = ledger
-        if self.target_epsilon is None or self.target_delta is None:
+        target = self.target
+        if target is None:
             self._warn_of_missing_noise()
             return None
         if planned_steps is None:
@@ -428,29 +463,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         if planned_steps == 0:
             return 0
-
-        def event(noise_multiplier: float) -> Event:
-            return sampling.event(GaussianEvent(noise_multiplier))
-
-        relation = ledger.supported_relation(event(1.0))
-        spent = DefaultAccountant(relation).compose_ledger(ledger)
-        epsilon = spent.epsilon(self.target_delta).upper
-        if epsilon > self.target_epsilon * (1 - _SPENT):
-            raise BudgetSpentError(
-                f"The target epsilon of {self.target_epsilon:g} is spent: "
-                f"{ledger.total} releases cost {epsilon:.6g} at delta "
-                f"{self.target_delta:g}. What is left would need so much noise that "
-                "nothing is learned. Raise target_epsilon, in a new optimizer, or "
-                "train on other data."
-            )
-        self._noise_multiplier = calibrate.noise_multiplier(
-            self.target_epsilon,
-            self.target_delta,
-            1.0,
-            planned_steps,
-            relation=relation,
-            spent=ledger,
-            make_event=event,
+        self._noise_multiplier = target.noise_multiplier(
+            ledger,
+            lambda noise: sampling.event(GaussianEvent(noise)),
+            target.covered_steps(planned_steps, int(self.iterations)),
+            self._noise_multiplier,
         )
         return planned_steps
 
@@ -500,6 +517,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             "noise_multiplier": self.noise_multiplier,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
+            "target_steps": self.target_steps,
             "expected_batch_size": self.expected_batch_size,
             "noise_source": self.noise_source,
             "lazy_noise": self.lazy_noise,
