@@ -23,6 +23,7 @@ from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context
 from tensorflow.python.framework import func_graph, op_def_registry, ops
 from tensorflow.python.ops import (
@@ -127,6 +128,18 @@ def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
             return found["self"], rows, found["y_pred"]
         frame = frame.f_back
     return None
+
+
+def running_fit() -> dict[str, Any] | None:
+    """The arguments of the fit of a plain model that calls, None outside of one.
+
+    An optimizer is told of no callback and no split; the frame that trains knows them.
+    """
+    code = keras.Model.fit.__wrapped__.__code__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals
 
 
 def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
@@ -885,6 +898,15 @@ def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return traced.get_concrete_function(like)(rows)
 
     return call
+
+
+def updates_in_branches(strategy: Any) -> bool:
+    """Whether an optimizer can update under a strategy inside a branch of the graph.
+
+    Others call `merge_call`, which TensorFlow 2.21 allows at a graph's top level only.
+    """
+    is_default = strategy is distribute_lib._get_default_strategy()
+    return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

@@ -283,29 +283,6 @@ def _mixing_layer(
     return None
 
 
-def warn_of_releasing_callbacks(callbacks: Any, is_validation_private: bool) -> None:
-    """Warns of callbacks that decide, visibly, on private data without noise."""
-    deciding = (
-        keras.callbacks.EarlyStopping,
-        keras.callbacks.ReduceLROnPlateau,
-        keras.callbacks.ModelCheckpoint,
-    )
-    for callback in callbacks:
-        if not isinstance(callback, deciding):
-            continue
-        if not getattr(callback, "save_best_only", True):
-            continue
-        if is_validation_private or not str(callback.monitor).startswith("val_"):
-            warnings.warn(
-                f"{type(callback).__name__} decides on {callback.monitor!r}, a figure "
-                "computed from private data without noise. That decision is a release "
-                "that epsilon does not count. Monitor a metric of public validation "
-                "data instead.",
-                PrivacyWarning,
-                stacklevel=3,
-            )
-
-
 def warn_of_large_delta(delta: float | None, population: int | None) -> None:
     """Warns where delta allows to publish whole examples."""
     if delta is not None and population is not None and delta >= 1 / population:
@@ -328,16 +305,3 @@ def warn_of_changes_elsewhere() -> None:
         PrivacyWarning,
         stacklevel=3,
     )
-
-
-def warn_of_adapted_layers(model: keras.Model) -> None:
-    """Warns of statistics that `adapt` has put into the model without noise."""
-    for layer in host.sublayers(model):
-        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
-            warnings.warn(
-                f"Layer {layer.name!r} (Normalization) takes its figures from adapt. "
-                "They are part of the model and carry no noise, so epsilon does not "
-                "cover them. Adapt it to public data, or pass mean and variance.",
-                PrivacyWarning,
-                stacklevel=4,
-            )

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dp_train import effects, host, model_checks
+from dp_train import effects, host, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -26,6 +26,9 @@ from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
 from dp_train.owner import Owner, record
+from dp_train.replicas import check_strategy_of_fit
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -59,6 +62,7 @@ class PrivacyState:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
+        self.sizes = FixedSizes()
         self.functions: dict[Any, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
@@ -196,14 +200,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1 or (
-        model.distribute_strategy.num_replicas_in_sync > 1
-    ):
-        raise NotPrivateError(
-            f"The model trains on {model.distribute_strategy.num_replicas_in_sync} "
-            "replicas. Noise and clipping are proved here for one replica only. Train "
-            "under the default strategy."
-        )
+    check_strategy_of_fit(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(
             "`trainable` of a layer was changed after compile. The clipped gradients "
@@ -229,11 +226,20 @@ def prepare(
 
     Returns:
         Specs of its batches.
+
+    Raises:
+        NotPrivateError: the model cannot be private, or ready-made batches vary in more
+            than the number of their rows.
     """
     state = model._privacy
     model_checks.check_recurrence(model)
-    may_vary = spec is None
-    batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
+    is_ready_made = isinstance(sampling, UnverifiedSampling)
+    if is_ready_made:
+        state.sizes.check(example if spec is None else spec)
+    may_vary = spec is None and not is_ready_made
+    batches = host.batch_specs(
+        model, example if spec is None else spec, may_vary=may_vary
+    )
     host.symbolic_build(model, *batches)
     own_weights(model)
     variables = model.trainable_variables
@@ -259,7 +265,7 @@ def prepare(
     )
     is_new = state.checked != fingerprint
     if is_new:
-        model_checks.warn_of_adapted_layers(model)
+        looking.warn_of_adapted_layers(model, state.account.ledger)
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import keras
 import tensorflow as tf
 
-from dp_train import effects, host
+from dp_train import effects, host, looking
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.coupled import check_loss_is_of_one_example
@@ -28,6 +28,8 @@ from dp_train.gradients.structures import map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum
 
 _FEEDS = frozenset(["IteratorGetNext", "OptionalFromValue", "OptionalHasValue"])
@@ -72,6 +74,7 @@ def clipped_sum_in_fit(
     l2_norm_clip: float,
     expected_batch_size: float | None,
     account: Account,
+    sizes: FixedSizes,
 ) -> StepInFit:
     """The clipped sum of the step of a plain model's fit that is being traced.
 
@@ -80,6 +83,7 @@ def clipped_sum_in_fit(
         l2_norm_clip: C > 0.
         expected_batch_size: public divisor of the noised sum, > 0.
         account: where the release is charged.
+        sizes: those of the first ready-made batch.
 
     Raises:
         NotPrivateError: the graph does not show what each example contributes; the
@@ -102,6 +106,14 @@ def clipped_sum_in_fit(
             "(loader.dataset_for(optimizer))",
         )
     _check_is_alone(model, variables, account)
+    if isinstance(account.sampling, UnverifiedSampling):
+        sizes.check(rows)
+    looking.warn_of_adapted_layers(model, account.ledger)
+    fit = host.running_fit()
+    if fit is not None:
+        split = fit["validation_split"]
+        looking.warn_of_callbacks(fit["callbacks"], bool(split), account.ledger)
+        looking.warn_of_validation_split(split, account.ledger)
     metrics = _check_step(model, rows, y_pred)
     account.owner.own(model.weights)
     start = len(_graph().get_operations())

@@ -12,16 +12,19 @@ from tests.batteries import (
     gradient,
     noise,
     owed,
+    padding,
     random_layers,
     refused,
     releases,
     sampler,
     sensitivity,
+    steering,
     transform,
     weights,
 )
 from tests.mutants import (
     of_gradients,
+    of_looking,
     of_noise,
     of_owed_noise,
     of_records,
@@ -104,6 +107,11 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows("batches"),
     "owed: readers": lambda: owed.assert_whoever_looks_sees_settled_rows("Python"),
     "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
+    "padding": lambda: padding.assert_a_long_example_moves_no_other("private fit"),
+    "steering: decisions": lambda: steering.assert_what_steers_is_reported(
+        "TerminateOnNaN"
+    ),
+    "steering: stops": steering.assert_a_stop_is_offered_the_plan,
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
@@ -132,6 +140,7 @@ BATTERIES: dict[str, Callable[[], None]] = {
 
 MUTANTS: dict[str, Mutant] = {
     **of_gradients.MUTANTS,
+    **of_looking.MUTANTS,
     **of_noise.MUTANTS,
     **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
