@@ -19,6 +19,7 @@ from accounting import (
 from dp_train import host, host_files, looking, model_checks
 from dp_train.announcement import announce, delta_of
 from dp_train.clipping import check_l2_norm_clip
+from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
@@ -204,6 +205,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(state.account.sampling, UnverifiedSampling):
             state.sizes.check((x, y, sample_weight))
+        digest = digest_of((x, y, sample_weight))
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
@@ -221,6 +223,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             variables=tuple(self.trainable_variables),
             data_free_gradients=tuple(data_free),
             debtors=state.owing.debtors,
+            digest=digest,
         )
 
         def release() -> tf.Tensor:
@@ -337,11 +340,13 @@ class PrivateTraining(InCheckpoints, _Mixin):
                 (x, y, sample_weight), validation_data = host.split_validation(
                     (x, y, sample_weight), validation_split
                 )
-            loader, sampling = poisson_loader(
+            loader = poisson_loader(
                 x, y, sample_weight, class_weight, batch_size, steps_per_epoch
             )
-            self._privacy.population = sampling.population
-            data = loader.dataset()
+            draws = loader.draws()
+            self._privacy.population = draws.population
+            sampling: Sampling = draws
+            data = loader.dataset(draws)
             planned: int | None = len(loader)
             example = spec = loader.arrays
             fit_arguments: dict[str, Any] = {}
@@ -377,10 +382,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
 
         state = self._privacy
         stops = looking.Stops(
-            ledger,
-            planned_steps,
-            lambda: int(state.releases),
-            lambda: state.is_exhausted,
+            lambda: self.privacy_ledger, planned_steps, lambda: state.is_exhausted
         )
         with (
             recorded(self, WHOLE),

@@ -374,9 +374,15 @@ def running(
     state.expected_batch_size.assign(sampling.expected_batch_size)
     state.account.sampling = sampling
     model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
+    state.account.refusal = None
     try:
         with state.owing.fit():
             yield start
+    except tf.errors.OpError as error:
+        if state.account.refusal is None:
+            raise
+        # TensorFlow says it in a page of its own.
+        raise state.account.refusal from error
     finally:
         state.account.sampling = None
         state.account.least_noise_multiplier = 0.0

@@ -214,17 +214,17 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         check_one_replica()
         _check_is_of_this_step(clipped_sum)
-        self._check_update(clipped_sum.variables)
+        self._check_update()
         self.release(clipped_sum)
         if tf.executing_eagerly():
             record(clipped_sum.variables)
 
-    def _check_update(self, variables: Sequence[keras.Variable]) -> None:
+    def _check_update(self) -> None:
         """Refuses, in a custom loop, an update that depends on other variables.
 
         Traces the update once for each learning rate, and runs nothing.
         """
-        inner = self.inner_optimizer
+        inner, variables = self.inner_optimizer, host.optimizer_of_build(self)
         checked = (*map(id, variables), id(host.rate_of(inner)))
         if checked == self._checked_update:
             return
@@ -261,10 +261,10 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         bound = clipped_sum.l2_norm_bound
 
-        def begin_release(noise_source: str) -> float:
+        def begin_release(noise_source: str, digest: int | None) -> float:
             multiplier = self._known_noise_multiplier()
             clipped_sum.account.charge(
-                multiplier, bound, noise_source if multiplier > 0 else "none"
+                multiplier, bound, noise_source if multiplier > 0 else "none", digest
             )
             forget(variables)
             return multiplier * bound
@@ -284,7 +284,9 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
-        drawn, stddev = draw_noise(self.noise_source, shapes, dtype, begin_release)
+        drawn, stddev = draw_noise(
+            self.noise_source, shapes, dtype, begin_release, clipped_sum.digest
+        )
         noise = dict(zip(now, drawn, strict=True))
         extras = clipped_sum.data_free_gradients
         divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)

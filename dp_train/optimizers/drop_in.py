@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from dp_train import effects, host, looking
+from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.coupled import check_loss_is_of_one_example
@@ -139,6 +140,7 @@ def clipped_sum_in_fit(
         account=account,
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
+        digest=digest_of(rows),
     )
     end = len(_graph().get_operations())
     return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)
