@@ -11,7 +11,7 @@ import tensorflow as tf
 from accounting import Ledger
 from dp_train import host_files
 from dp_train.errors import NotPrivateError
-from dp_train.owner import WHOLE, Owner, forget, owner_of, record
+from dp_train.owner import Owner, forget, owner_of, record
 
 _TENSOR = "dp_train_ledger"
 
@@ -69,7 +69,7 @@ def _reading(model: Any, data: bytes | None) -> Iterator[None]:
     # Not all of them need be in the file.
     owner.look(weights)
     yield
-    record(weights, WHOLE)
+    record(weights)
 
 
 @contextmanager

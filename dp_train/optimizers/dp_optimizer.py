@@ -31,7 +31,7 @@ from dp_train.optimizers.arguments import (
     checked_target,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
-from dp_train.owner import Owner, forget, record
+from dp_train.owner import Owner, forget, record_step
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
 from dp_train.values import Account, ClippedSum, Sampling
@@ -202,7 +202,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         _check_is_of_this_step(clipped_sum)
         self.release(clipped_sum)
         if tf.executing_eagerly():
-            record(clipped_sum.variables)
+            record_step(clipped_sum.variables)
 
     def release(self, clipped_sum: ClippedSum) -> None:
         """apply_clipped_sum without its checks: for the training step of the library.
