@@ -63,6 +63,12 @@ CAVEATS: Mapping[str, str] = types.MappingProxyType(
             "This is a plan. What a training has released is in its ledger; ask again"
             " with --ledger when it is done."
         ),
+        "chosen_by_looking": (
+            "Epsilon is that of releases fixed in advance. If it depended on earlier"
+            " results when training stopped, or how much noise was added, it is too"
+            " small: then the epsilon of the whole plan holds, or the odometer's, if"
+            " the rest was fixed (Rogers et al. 2016, arXiv:1605.08294)."
+        ),
         "central": (
             "The setting is central: whoever trains sees the data and is trusted. The"
             " statement protects against those who see the models."

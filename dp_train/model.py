@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
-from dp_train import host, host_files, model_checks
+from accounting import (
+    GaussianEvent,
+    Ledger,
+    NeighboringRelation,
+    PrivacyReport,
+    privacy_report,
+)
+from dp_train import host, host_files, looking, model_checks
+from dp_train.announcement import announce, delta_of
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
@@ -23,6 +30,8 @@ from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
     check_ready,
+    check_step,
+    check_sum,
     choose_tables,
     clipped_sum_of,
     own_weights,
@@ -30,8 +39,10 @@ from dp_train.private_state import (
     recorded,
     running,
 )
+from dp_train.replicas import check_one_replica
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -177,9 +188,23 @@ class PrivateTraining(InCheckpoints, _Mixin):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One noised update from one batch; called by fit, not by users."""
+        if not tf.executing_eagerly():
+            return self._private_step(data)
+        # Also with run_eagerly: what a step does can be read off a graph only.
+        functions = self._privacy.functions
+        if "step" not in functions:
+            functions["step"] = host.graph_of_rows(self._private_step)
+        return functions["step"](data)
+
+    def _private_step(self, data: Any) -> dict[str, Any]:
+        """train_step, while tracing."""
         state = self._privacy
         state.traces += 1
+        graph = tf.compat.v1.get_default_graph()
+        start = len(graph.get_operations())
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(state.account.sampling, UnverifiedSampling):
+            state.sizes.check((x, y, sample_weight))
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
@@ -188,6 +213,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         gradients, data_free, outputs = clipped_sum_of(
             self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
         )
+        summed = len(graph.get_operations())
         clipped_sum = ClippedSum(
             gradients=tuple(gradients),
             l2_norm_bound=optimizer.l2_norm_clip,
@@ -203,7 +229,12 @@ class PrivateTraining(InCheckpoints, _Mixin):
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
-        return host.update_metrics(self, (x, y, sample_weight), outputs)
+        released = len(graph.get_operations())
+        logs = host.update_metrics(self, (x, y, sample_weight), outputs)
+        made = graph.get_operations()
+        check_sum(self, made[start:summed], [*gradients, *data_free])
+        check_step(self, made[summed:released], made[released:])
+        return logs
 
     # --------------------------------------------------------------- Keras's own calls
 
@@ -317,6 +348,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
+            self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)
@@ -328,29 +360,36 @@ class PrivateTraining(InCheckpoints, _Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
         specs = prepare(self, example, sampling, spec)
-        if is_list:
-            callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
-        # What feeds a stream, or a prepared list of callbacks, runs between ours.
-        others = callbacks if is_list else [callbacks]
-        choose_tables(self, specs, [x, *others] if fit_arguments else others)
-        if is_list:
-            # Ours first: later callbacks, the bar and History then see epsilon.
-            callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
-            model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
+        callbacks = looking.flat(callbacks)
+        # What feeds a stream runs between ours.
+        choose_tables(self, specs, [x, *callbacks] if fit_arguments else callbacks)
+        # Ours first: later callbacks, the bar and History then see epsilon.
+        callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
+        ledger = self.privacy_ledger
+        looking.warn_of_callbacks(callbacks, is_validation_private, ledger)
+        looking.warn_of_validation_split(
+            validation_split if is_validation_private else 0.0, ledger
+        )
 
         def planned_steps() -> int | None:
             first = self._initial_epoch or initial_epoch
             return None if planned is None else planned * max(0, epochs - first)
 
+        state = self._privacy
+        stops = looking.Stops(
+            ledger,
+            planned_steps,
+            lambda: int(state.releases),
+            lambda: state.is_exhausted,
+        )
         with (
             recorded(self),
             running(self, sampling, planned_steps) as start,
+            stops,
         ):
-            callbacks.append(_Start(start))
-            if is_list:
-                callbacks = self._privacy.owing.callbacks(callbacks)
+            self._announce(sampling, planned, planned_steps(), callbacks, bool(verbose))
+            callbacks = state.owing.callbacks([*callbacks, _Start(start), stops])
             return super().fit(
                 data,
                 epochs=epochs,
@@ -364,6 +403,39 @@ class PrivateTraining(InCheckpoints, _Mixin):
                 validation_freq=validation_freq,
                 **fit_arguments,
             )
+
+    def _announce(
+        self,
+        sampling: Sampling,
+        steps_per_epoch: int | None,
+        steps: int | None,
+        callbacks: list[Any],
+        is_shown: bool,
+    ) -> None:
+        """Says what the coming fit will do, and what ready-made batches cost it."""
+        state, optimizer = self._privacy, self.optimizer
+        if steps == 0:
+            return
+        event = sampling.event(GaussianEvent(optimizer.noise_multiplier))
+        delta = delta_of([optimizer, *callbacks], state.population)
+        ledger, target, words = self.privacy_ledger, optimizer.target, ""
+        if target is not None:
+            words = f", of a target of {target.epsilon:g}"
+            is_ready_made = isinstance(sampling, UnverifiedSampling)
+            if is_ready_made and steps and steps_per_epoch and steps_per_epoch > 1:
+                covered = target.covered_steps(steps, int(optimizer.iterations))
+                target.warn_of_ready_made_batches(
+                    ledger, optimizer.noise_multiplier, steps_per_epoch, covered
+                )
+        announce(
+            event,
+            steps,
+            optimizer.l2_norm_clip,
+            ledger,
+            delta,
+            target=words,
+            is_shown=is_shown,
+        )
 
     def train_on_batch(
         self,
@@ -456,7 +528,8 @@ def clipped_gradients(
         charges the model's ledger.
 
     Raises:
-        NotPrivateError: the model is not private, or the Batch was used before.
+        NotPrivateError: the model is not private, the Batch was used before, or
+            several replicas train.
         ValueError: l2_norm_clip is not positive and finite, or the number of rows is
             unknown while tracing.
     """
@@ -465,6 +538,7 @@ def clipped_gradients(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
+    check_one_replica(model.distribute_strategy)
     sampling: Sampling
     if isinstance(x, Batch):
         sampling = x.sampling
@@ -480,12 +554,17 @@ def clipped_gradients(
     functions = model._privacy.functions
     if clip not in functions:
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def compute(rows: Any) -> Any:
             gradients, data_free, _ = clipped_sum_of(model, rows, clip)
+            check_sum(
+                model,
+                tf.compat.v1.get_default_graph().get_operations(),
+                [*gradients, *data_free],
+                may_only_read=model.weights,
+            )
             return gradients, data_free
 
-        functions[clip] = compute
+        functions[clip] = host.graph_of_rows(compute)
     gradients, data_free = functions[clip](rows)
     return ClippedSum(
         gradients=tuple(gradients),

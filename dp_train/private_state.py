@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dp_train import host, model_checks
+from dp_train import effects, host, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -21,10 +21,14 @@ from dp_train.gradients.objective import (
     Rows,
     data_free_gradients,
 )
+from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
 from dp_train.owner import Owner, record, record_step
+from dp_train.replicas import check_strategy_of_fit
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -58,7 +62,8 @@ class PrivacyState:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
-        self.functions: dict[float, Any] = {}
+        self.sizes = FixedSizes()
+        self.functions: dict[Any, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
 
@@ -91,6 +96,58 @@ def _objective(model: Any) -> Objective:
     state = model._privacy
     alone = [layer for layer, _ in state.plan.alone]
     return Objective(model, model.trainable_variables, state.seed_states, alone=alone)
+
+
+def check_sum(
+    model: Any, operations: Sequence[tf.Operation], results: Any, **kwargs: Any
+) -> None:
+    """Refuses a clipped sum that does more than to compute.
+
+    Args:
+        model: a private model.
+        operations: that made the sum.
+        results: gradients, and what else is released.
+        kwargs: of effects.check.
+
+    Raises:
+        NotPrivateError: it changes something, or reads what metrics wrote.
+    """
+    effects.check(
+        operations,
+        what=lambda _: "The forward pass, the loss or a penalty",
+        may_write=model._privacy.owing.state,
+        may_not_read=model_checks.metric_variables(model),
+        readers=ancestors(tensors(results)),
+        **kwargs,
+    )
+
+
+def check_step(model: Any, release: Any, metrics: Any) -> None:
+    """Refuses a traced step whose release or metrics do more than they should.
+
+    Args:
+        model: a private model.
+        release: ops behind the clipped sum, up to the update of the weights.
+        metrics: ops behind these.
+
+    Raises:
+        NotPrivateError: the release reads what metrics wrote, or changes more than
+            weights and optimizer; or metrics change more than themselves.
+    """
+    state = model._privacy
+    written = model_checks.metric_variables(model)
+    effects.check(
+        release,
+        what=lambda _: "The inner optimizer, its learning rate or a constraint",
+        may_write=[
+            *model.trainable_variables,
+            *model.optimizer.variables,
+            *state.owing.state,
+            state.releases,
+        ],
+        may_not_read=written,
+    )
+    effects.check(metrics, what=lambda _: "A metric", may_write=written)
 
 
 def adopt_optimizer(model: Any) -> None:
@@ -144,14 +201,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1 or (
-        model.distribute_strategy.num_replicas_in_sync > 1
-    ):
-        raise NotPrivateError(
-            f"The model trains on {model.distribute_strategy.num_replicas_in_sync} "
-            "replicas. Noise and clipping are proved here for one replica only. Train "
-            "under the default strategy."
-        )
+    check_strategy_of_fit(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(
             "`trainable` of a layer was changed after compile. The clipped gradients "
@@ -177,11 +227,20 @@ def prepare(
 
     Returns:
         Specs of its batches.
+
+    Raises:
+        NotPrivateError: the model cannot be private, or ready-made batches vary in more
+            than the number of their rows.
     """
     state = model._privacy
     model_checks.check_recurrence(model)
-    may_vary = spec is None
-    batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
+    is_ready_made = isinstance(sampling, UnverifiedSampling)
+    if is_ready_made:
+        state.sizes.check(example if spec is None else spec)
+    may_vary = spec is None and not is_ready_made
+    batches = host.batch_specs(
+        model, example if spec is None else spec, may_vary=may_vary
+    )
     host.symbolic_build(model, *batches)
     own_weights(model)
     variables = model.trainable_variables
@@ -198,9 +257,7 @@ def prepare(
                 "model.compile again, with a new optimizer."
             )
     layers = host.sublayers(model)
-    is_graph = not (model.run_eagerly or tf.config.functions_run_eagerly())
     fingerprint = (
-        is_graph,
         # One that was assigned, without compile, is not in the step that was traced.
         optimizer,
         *(str(t) for t in tensors(batches)),
@@ -209,13 +266,11 @@ def prepare(
     )
     is_new = state.checked != fingerprint
     if is_new:
-        model_checks.warn_of_adapted_layers(model)
+        looking.warn_of_adapted_layers(model, state.account.ledger)
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)
-        state.plan = choose.make_plan(
-            state.gradients, objective, example, batches, is_graph
-        )
+        state.plan = choose.make_plan(state.gradients, objective, example, batches)
         # Traced again, for these shapes: a step for several would know none of them.
         state.microbatch = None
         _trace_again(model)

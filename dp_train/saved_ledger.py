@@ -49,8 +49,9 @@ def _spent(model: Any) -> Owner | None:
     if owner is None:
         return None
     owner.look(weights)
-    is_empty = owner.ledger.total == 0 and not owner.is_changed_elsewhere
-    return None if is_empty else owner
+    ledger = owner.ledger
+    knows = ledger.total or ledger.remarks or owner.is_changed_elsewhere
+    return owner if knows else None
 
 
 def _written(model: Any) -> bytes | None:

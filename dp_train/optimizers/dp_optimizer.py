@@ -18,10 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
-from dp_train import host
+from accounting import GaussianEvent, Ledger
+from dp_train import effects, host, looking
+from dp_train.announcement import announce, delta_of, steps_of
 from dp_train.clipping import check_is_real, check_l2_norm_clip
-from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
+from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -29,17 +30,19 @@ from dp_train.optimizers.arguments import (
     checked_inner,
     checked_noise_multiplier,
     checked_target,
+    checked_target_steps,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.optimizers.target import Target
 from dp_train.owner import Owner, forget, record_step
+from dp_train.replicas import check_one_replica, check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
-_SPENT = 1e-3
-"""A target of which less than this share is left counts as spent."""
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
@@ -65,6 +68,8 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         target_epsilon: instead of noise_multiplier: `fit` calibrates the noise so that
             all its steps, with everything spent before, stay within this epsilon.
         target_delta: delta in (0, 1) of target_epsilon; well below 1 / examples.
+        target_steps: the steps that share the target, of all fits with this optimizer
+            together. By default each fit spends all that is left on its own steps.
         expected_batch_size: public divisor of the noised sum, > 0. Only for data that
             `fit` cannot sample itself; else it follows from batch_size.
         noise_source: "aes256-ctr" (cryptographic keystream on the host, the default) or
@@ -95,6 +100,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
     l2_norm_clip: Fixed[float] = Fixed()
     target_epsilon: Fixed[float | None] = Fixed()
     target_delta: Fixed[float | None] = Fixed()
+    target_steps: Fixed[int | None] = Fixed()
     expected_batch_size: Fixed[float | None] = Fixed()
     noise_source: Fixed[str] = Fixed()
     lazy_noise: Fixed[bool] = Fixed()
@@ -107,6 +113,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         noise_multiplier: float | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
+        target_steps: int | None = None,
         expected_batch_size: float | None = None,
         noise_source: str = NOISE_SOURCES[0],
         lazy_noise: bool = False,
@@ -119,6 +126,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         self._target_epsilon, self._target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
         )
+        self._target_steps = checked_target_steps(target_steps, target_epsilon)
         self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
         self._expected_batch_size = checked_expected_batch_size(expected_batch_size)
         if noise_source not in NOISE_SOURCES:
@@ -129,7 +137,9 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         self._noise_source = noise_source
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
+        self._checked_update: tuple[int, ...] = ()
         self.account = Account(Owner())
+        self._sizes = FixedSizes()
 
     @property
     def ledger(self) -> Ledger:
@@ -162,7 +172,10 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                 "noise_multiplier cannot be set to None. A release without a known "
                 "noise has no epsilon. Set a number, 0 for no noise."
             )
-        self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
+        multiplier = checked_noise_multiplier(noise_multiplier)
+        if multiplier is not None and multiplier != self._noise_multiplier:
+            looking.note_new_noise(multiplier, self.ledger)
+        self._noise_multiplier = multiplier
 
     # ------------------------------------------------------------------ one release
 
@@ -199,10 +212,36 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                     "trainable_variables=model.trainable_variables."
                 )
             self.build(list(trainable_variables))
+        check_one_replica()
         _check_is_of_this_step(clipped_sum)
+        self._check_update(clipped_sum.variables)
         self.release(clipped_sum)
         if tf.executing_eagerly():
             record_step(clipped_sum.variables)
+
+    def _check_update(self, variables: Sequence[keras.Variable]) -> None:
+        """Refuses, in a custom loop, an update that depends on other variables.
+
+        Traces the update once for each learning rate, and runs nothing.
+        """
+        inner = self.inner_optimizer
+        checked = (*map(id, variables), id(host.rate_of(inner)))
+        if checked == self._checked_update:
+            return
+
+        def update() -> tf.Tensor:
+            inner.apply([tf.zeros(v.shape, v.dtype) for v in variables], variables)
+            return tf.zeros([])
+
+        graph = tf.function(update, autograph=False).get_concrete_function().graph
+        known = [*variables, *self.variables]
+        effects.check(
+            graph.get_operations(),
+            what=lambda _: "The inner optimizer, its learning rate or a constraint",
+            may_write=known,
+            may_only_read=known,
+        )
+        self._checked_update = checked
 
     def release(self, clipped_sum: ClippedSum) -> None:
         """apply_clipped_sum without its checks: for the training step of the library.
@@ -354,16 +393,40 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                 "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
                 "sampling_probability, steps)."
             )
+        check_strategy_of_fit(tf.distribute.get_strategy())
         self._warn_of_missing_noise()
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
-        clipped_sum, batch = clipped_sum_in_fit(
-            variables, self.l2_norm_clip, self.expected_batch_size, self.account
+        step = clipped_sum_in_fit(
+            variables,
+            self.l2_norm_clip,
+            self.expected_batch_size,
+            self.account,
+            self._sizes,
         )
+        self._announce_fit()
         if not self.built:
             self.build(variables)
-        with tf.control_dependencies([batch]):
-            self.release(clipped_sum)
+        with tf.control_dependencies([step.batch]):
+            self.release(step.clipped_sum)
+        step.check(self)
+
+    def _announce_fit(self) -> None:
+        """Says what the fit of a plain model will do, when its step is traced."""
+        fit, sampling = host.running_fit(), self.account.sampling
+        if fit is None or sampling is None:
+            return
+        population = getattr(sampling, "population", None)
+        # Of a loader that counts, no draw is asked for here.
+        drawn = getattr(sampling, "poisson", sampling)
+        announce(
+            drawn.event(GaussianEvent(self._known_noise_multiplier())),
+            steps_of(fit),
+            self.l2_norm_clip,
+            self.ledger,
+            delta_of(looking.flat(fit["callbacks"]), population),
+            is_shown=bool(fit["verbose"]),
+        )
 
     def _warn_of_missing_noise(self) -> None:
         if self.noise_multiplier == 0:
@@ -395,6 +458,13 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
     # ------------------------------------------------------------------- the budget
 
+    @property
+    def target(self) -> Target | None:
+        """The target, if there is one."""
+        if self.target_epsilon is None or self.target_delta is None:
+            return None
+        return Target(self.target_epsilon, self.target_delta, self.target_steps)
+
     def prepare(
         self, ledger: Ledger, sampling: Sampling, planned_steps: int | None
     ) -> int | None:
@@ -410,9 +480,11 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
         Raises:
             BudgetSpentError: nothing is left of the target.
-            ValueError: a target without a known number of steps.
+            ValueError: a target without a known number of steps, or more steps than
+                are left of target_steps.
         """
-        if self.target_epsilon is None or self.target_delta is None:
+        target = self.target
+        if target is None:
             self._warn_of_missing_noise()
             return None
         if planned_steps is None:
@@ -424,29 +496,11 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
         if planned_steps == 0:
             return 0
-
-        def event(noise_multiplier: float) -> Event:
-            return sampling.event(GaussianEvent(noise_multiplier))
-
-        relation = ledger.supported_relation(event(1.0))
-        spent = DefaultAccountant(relation).compose_ledger(ledger)
-        epsilon = spent.epsilon(self.target_delta).upper
-        if epsilon > self.target_epsilon * (1 - _SPENT):
-            raise BudgetSpentError(
-                f"The target epsilon of {self.target_epsilon:g} is spent: "
-                f"{ledger.total} releases cost {epsilon:.6g} at delta "
-                f"{self.target_delta:g}. What is left would need so much noise that "
-                "nothing is learned. Raise target_epsilon, in a new optimizer, or "
-                "train on other data."
-            )
-        self._noise_multiplier = calibrate.noise_multiplier(
-            self.target_epsilon,
-            self.target_delta,
-            1.0,
-            planned_steps,
-            relation=relation,
-            spent=ledger,
-            make_event=event,
+        self._noise_multiplier = target.noise_multiplier(
+            ledger,
+            lambda noise: sampling.event(GaussianEvent(noise)),
+            target.covered_steps(planned_steps, int(self.iterations)),
+            self._noise_multiplier,
         )
         return planned_steps
 
@@ -500,6 +554,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             "noise_multiplier": self.noise_multiplier,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
+            "target_steps": self.target_steps,
             "expected_batch_size": self.expected_batch_size,
             "noise_source": self.noise_source,
             "lazy_noise": self.lazy_noise,

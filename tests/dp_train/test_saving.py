@@ -196,6 +196,15 @@ def test_a_damaged_ledger_stops_the_loading(tmp_path):
         model.load_weights(path)
 
 
+def test_a_remark_goes_with_weights_that_nothing_was_released_on(tmp_path):
+    model = compiled(sequential())
+    model.privacy_ledger.remark("chosen_by_looking", "a callback")
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = dp_train.make_private(sequential())
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    assert fresh.privacy_ledger.remarks == model.privacy_ledger.remarks
+
+
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_plain_files_are_as_before_and_hold_nothing_of_ours(tmp_path):
     model = sequential()

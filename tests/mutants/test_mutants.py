@@ -7,6 +7,7 @@ import pytest
 from dp_train import NotPrivateError
 from tests.mutants import (
     of_gradients,
+    of_looking,
     of_noise,
     of_owed_noise,
     of_records,
@@ -38,7 +39,14 @@ def test_every_battery_is_named_by_a_mutant():
 
 
 def test_names_are_unique_and_sentences_are_whole():
-    modules = [of_gradients, of_noise, of_owed_noise, of_records, of_weights]
+    modules = [
+        of_gradients,
+        of_looking,
+        of_noise,
+        of_owed_noise,
+        of_records,
+        of_weights,
+    ]
     parts = [module.MUTANTS for module in modules]
     assert sum(map(len, parts)) == len(MUTANTS) >= 18
     assert all(mutant.sentence.endswith(".") for mutant in MUTANTS.values())
