@@ -26,7 +26,7 @@ from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import map_rows, row_count, tensors
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from dp_train.owner import SAMPLE, WHOLE, Owner
+from dp_train.owner import Owner
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -144,6 +144,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         account = self._privacy.account
         if account.sampling is None:  # between fits
             own_weights(self)
+            account.owner.look(self.weights)
         return account.ledger
 
     def privacy_report(
@@ -385,7 +386,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             lambda: self.privacy_ledger, planned_steps, lambda: state.is_exhausted
         )
         with (
-            recorded(self, WHOLE),
+            recorded(self),
             running(self, sampling, planned_steps) as start,
             stops,
         ):
@@ -456,7 +457,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
         choose_tables(self, specs, [self])
-        with recorded(self, SAMPLE), running(self, sampling, lambda: None):
+        with recorded(self, is_step=True), running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
                 y,
@@ -549,6 +550,8 @@ def clipped_gradients(
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
     host.outside_of_tracing(lambda: prepare(model, rows, sampling))
     model._privacy.owing.before_look()
+    if tf.executing_eagerly():
+        model._privacy.account.owner.look(model.trainable_variables)
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:

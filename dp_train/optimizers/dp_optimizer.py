@@ -34,7 +34,7 @@ from dp_train.optimizers.arguments import (
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
 from dp_train.optimizers.target import Target
-from dp_train.owner import Owner, forget, record
+from dp_train.owner import Owner, forget, record_step
 from dp_train.replicas import check_one_replica, check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
@@ -217,7 +217,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         self._check_update()
         self.release(clipped_sum)
         if tf.executing_eagerly():
-            record(clipped_sum.variables)
+            record_step(clipped_sum.variables)
 
     def _check_update(self) -> None:
         """Refuses, in a custom loop, an update that depends on other variables.

@@ -191,9 +191,18 @@ def test_a_damaged_ledger_stops_the_loading(tmp_path):
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     with h5py.File(path, "r+") as file:
-        file["dp_train/vars/ledger"][:4] = 0
+        file["_dp_train/vars/ledger"][:4] = 0
     with pytest.raises(ValueError, match="ledger beside the weights cannot be read"):
         model.load_weights(path)
+
+
+def test_a_remark_goes_with_weights_that_nothing_was_released_on(tmp_path):
+    model = compiled(sequential())
+    model.privacy_ledger.remark("chosen_by_looking", "a callback")
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = dp_train.make_private(sequential())
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    assert fresh.privacy_ledger.remarks == model.privacy_ledger.remarks
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
@@ -201,7 +210,7 @@ def test_plain_files_are_as_before_and_hold_nothing_of_ours(tmp_path):
     model = sequential()
     model.save_weights(tmp_path / "plain.weights.h5")
     with h5py.File(tmp_path / "plain.weights.h5") as file:
-        assert "dp_train" not in file
+        assert "_dp_train" not in file
     private = compiled()
     private.load_weights(tmp_path / "plain.weights.h5")
     assert private.privacy_ledger.total == 0
@@ -246,7 +255,7 @@ def test_a_file_of_the_format_before_keeps_its_ledger(tmp_path):
         model.save(tmp_path / "before.keras")
         model.save_weights(tmp_path / "before.weights.h5")
     with h5py.File(tmp_path / "before.weights.h5") as file:
-        assert "dp_train" not in file
+        assert "_dp_train" not in file
     loaded = keras.models.load_model(tmp_path / "before.keras")
     assert dp_train.make_private(loaded).privacy_ledger.total == 3
     fresh = compiled(BUILDERS["functional"]())
