@@ -35,6 +35,8 @@ setup(
         "tensorflow>=2.21,<2.22",
         # fit, layers, optimizers; dp_train.host uses names of this version
         "keras>=3.15,<3.16",
+        # the line that fit logs
+        "absl-py>=2",
         # noise, sampling, accounting on arrays
         "numpy>=2.1,<3",
         # quadrature and special functions of the accountants

@@ -489,6 +489,8 @@ def _is_plain(composition: Composition, relation: NeighboringRelation) -> bool:
     """True where tables of frequencies serve, without laws found by convolution."""
     if any(isinstance(m, RandomAllocationEvent) for m, _ in composition):
         return False
+    if any(is_unprotected(m) for m, _ in composition):
+        return False  # without noise epsilon is infinite, and no table says so
     has_none = _closed_form(composition, relation) is None
     return has_none and _is_on_grid(composition, relation)
 

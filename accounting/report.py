@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
@@ -20,7 +20,8 @@ from accounting.events import (
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
-from accounting.ledger import Ledger, Release
+from accounting.filters import RenyiOdometer
+from accounting.ledger import Ledger, Release, Remark
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
 
@@ -30,7 +31,11 @@ SCHEMA_VERSION = 2
 _NAMES = {
     "rdp": "by Renyi divergences",
     "no_amplification": "without amplification by sampling",
+    "plan": "of the whole plan, if stopping was decided on results",
+    "odometer": "wherever one stops, whatever is decided on results",
 }
+# What a ledger does not show, and whoever asks for a report may know.
+_NOT_IN_LEDGERS = ("changed_elsewhere",)
 # What only a plan needs to say.
 _OF_PLANS = ("no_tight_bound", "shuffling", "own_step", "plan_only")
 
@@ -49,7 +54,9 @@ class PrivacyReport:
         population: number of examples if known.
         is_private: False if the noise was not secret.
         comparisons: upper epsilon by Renyi divergences ("rdp") and without counting any
-            sampling ("no_amplification"); None where no bound is known.
+            sampling ("no_amplification"); where training may have been steered by
+            results, with the releases that were planned and not made ("plan"), and at
+            any stop ("odometer"). None where no bound is known.
         caveats: what the statement does not cover.
     """
 
@@ -144,6 +151,7 @@ def privacy_report(
     relation: NeighboringRelation | None = None,
     population: int | None = None,
     accountant: Callable[[NeighboringRelation], Accountant] = DefaultAccountant,
+    further_caveats: Collection[str] = (),
 ) -> PrivacyReport:
     """States what a ledger's releases reveal about one example.
 
@@ -153,6 +161,7 @@ def privacy_report(
         relation: None means the strongest that has a bound for the ledger.
         population: number of examples, if it may be published.
         accountant: relation -> accountant.
+        further_caveats: ids of limits that a ledger does not show.
 
     Returns:
         The report; print it, or take `to_json()`.
@@ -180,11 +189,13 @@ def privacy_report(
         "no_noise": epsilon.upper == float("inf"),
         "delta_too_large": population is not None and delta >= 1 / population,
         "unverified_sampling": is_unverified,
+        "chosen_by_looking": _may_be_steered(ledger),
     }
     two_pairs = any(isinstance(r.event, FixedSizeSampledEvent) for r in ledger)
     present |= dict.fromkeys(_OF_PLANS, False) | {"two_pairs": two_pairs}
     has_releases = ledger.total > 0
     present["ledger_scope"] = True
+    present |= {id: id in further_caveats for id in _NOT_IN_LEDGERS}
     return PrivacyReport(
         releases=ledger.releases,
         relation=relation,
@@ -196,11 +207,30 @@ def privacy_report(
         is_private=ledger.is_private,
         comparisons=_comparisons(ledger, delta, relation, accountant),
         caveats=tuple(
-            Caveat(id, text)
+            Caveat(id, _with_details(id, text, ledger.remarks))
             for id, text in CAVEATS.items()
             if present.get(id, has_releases)
         ),
     )
+
+
+def _with_details(id: str, text: str, remarks: tuple[Remark, ...]) -> str:
+    """A caveat with what was seen in this training."""
+    seen = dict.fromkeys(r.detail for r in remarks if r.caveat == id)
+    return f"{text} Here: {'; '.join(seen)}." if seen else text
+
+
+def _may_be_steered(ledger: Ledger) -> bool:
+    """Whether what was released, or how often, may hang on earlier results."""
+    noises = {getattr(e, "noise_multiplier", None) for e in map(_inner, ledger)}
+    return len(noises) > 1 or any(
+        remark.caveat == "chosen_by_looking" for remark in ledger.remarks
+    )
+
+
+def _inner(release: Release) -> Event:
+    """The release without its sampling."""
+    return getattr(release.event, "event", release.event)
 
 
 def _comparisons(
@@ -223,10 +253,32 @@ def _comparisons(
             return None
         return composed.epsilon(delta).upper
 
-    return (
+    found = [
         ("rdp", upper(RdpAccountant, lambda event: event)),
         ("no_amplification", upper(accountant, _unsampled)),
-    )
+    ]
+    foregone = [r.foregone for r in ledger.remarks if r.foregone is not None]
+    if foregone:
+        whole = accountant(relation).compose_ledger(ledger)
+        for event, count in foregone:
+            whole.compose(event, count)
+        found.append(("plan", whole.epsilon(delta).upper))
+    if _may_be_steered(ledger):
+        found.append(("odometer", _odometer(ledger, delta, relation)))
+    return tuple(found)
+
+
+def _odometer(
+    ledger: Ledger, delta: float, relation: NeighboringRelation
+) -> float | None:
+    """Epsilon that holds although results may have decided what came next."""
+    odometer = RenyiOdometer(delta, relation=relation)
+    try:
+        for release in ledger:
+            odometer.record(release.event, release.count)
+    except UnsupportedEventError:
+        return None
+    return odometer.epsilon
 
 
 def _unsampled(event: Event) -> Event:

@@ -20,12 +20,13 @@ class Case:
 
     Attributes:
         title: name in the table.
-        build: makes the model from the module keras; its outputs are logits.
+        build: makes the model from the module keras.
         example: (shape, number of token ids or None for real values) of one row of x.
         classes: number of labels.
         batch_size: rows in a batch, expected rows in a private one.
         steps: steps in a block, so that a block takes about a third of a second.
         optimizer: "sgd" or "adam".
+        has_logits: whether the outputs are logits, not probabilities.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Case:
     batch_size: int
     steps: int
     optimizer: str = "sgd"
+    has_logits: bool = True
 
     def data(self, rows: int, seed: int = 0) -> tuple[Any, Any]:
         """(x, y) of random rows: int32 ids or float32 in [0, 1), and int32 labels."""
@@ -47,16 +49,21 @@ class Case:
         return x, generator.integers(0, self.classes, rows, dtype=np.int32)
 
 
-def mlp(keras: Any) -> Any:
+def mlp(keras: Any, activation: str | None = None) -> Any:
     """784-256-256-10: 269,322 weights."""
     return keras.Sequential(
         [
             keras.Input((784,)),
             keras.layers.Dense(256, activation="relu"),
             keras.layers.Dense(256, activation="relu"),
-            keras.layers.Dense(10),
+            keras.layers.Dense(10, activation=activation),
         ]
     )
+
+
+def mlp_softmax(keras: Any) -> Any:
+    """The same with probabilities for outputs, whose loss looks for their logits."""
+    return mlp(keras, "softmax")
 
 
 def cnn(keras: Any) -> Any:
@@ -153,6 +160,9 @@ def lstm(keras: Any) -> Any:
 _EMBEDDING = ((32,), 100_000)
 CASES = {
     "mlp": Case("MLP", mlp, ((784,), None), 10, 256, 80),
+    "mlp_softmax": Case(
+        "MLP, softmax", mlp_softmax, ((784,), None), 10, 256, 80, has_logits=False
+    ),
     "cnn": Case("CNN", cnn, ((28, 28, 1), None), 10, 250, 40),
     "transformer": Case("transformer", transformer, ((64,), 10_000), 2, 64, 8),
     "embedding": Case("embedding, SGD", embedding, _EMBEDDING, 10, 256, 50),

@@ -51,7 +51,7 @@ def compiled(case: Any, kind: str, noise_multiplier: float = 1.1) -> Any:
 
     import dp_train
 
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=case.has_logits)
     model = case.build(keras)
     if kind in PLAIN:
         model.compile(optimizer(case), loss=loss, jit_compile=kind == "plain XLA")

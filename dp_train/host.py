@@ -12,43 +12,28 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import masking
 from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
-from tensorflow.python.framework import ops
+from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.eager import context
+from tensorflow.python.framework import func_graph, op_def_registry, ops
 from tensorflow.python.ops import (
     array_ops,
     control_flow_util,
     custom_gradient,
     math_grad,
+    script_ops,
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
-
-_WRITES = (
-    "Assign",
-    "LookupTableImport",
-    "LookupTableInsert",
-    "LookupTableRemove",
-    "ResourceApply",
-    "ResourceScatter",
-    "ResourceSparseApply",
-    "ResourceStridedSliceAssign",
-    "RngReadAndSkip",
-    "RngSkip",
-    "StatefulRandomBinomial",
-    "StatefulStandardNormal",
-    "StatefulTruncatedNormal",
-    "StatefulUniform",
-)
-"""First letters of the ops that change state."""
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -108,12 +93,10 @@ def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any
     Args:
         model: compiled.
         rows: (x, y, sample_weight), [n, ...]; n may be 0.
-        outputs: ([n] losses of each example alone, predictions, masks).
+        outputs: ([n] losses of each example alone, predictions, hidden_on them).
     """
-    (x, y, weight), (losses, y_pred, masks) = rows, outputs
-    keras.tree.map_structure(
-        lambda t, m: None if m is None else set_mask(t, m), y_pred, masks
-    )
+    (x, y, weight), (losses, y_pred, hidden) = rows, outputs
+    y_pred = with_hidden(y_pred, hidden)
     penalty = [tf.cast(p, losses.dtype) for p in regularization_losses(model)]
     model._loss_tracker.update_state(sum(penalty, losses))
     if model._compile_loss is not None and model._compile_loss.metrics:
@@ -147,6 +130,18 @@ def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
     return None
 
 
+def running_fit() -> dict[str, Any] | None:
+    """The arguments of the fit of a plain model that calls, None outside of one.
+
+    An optimizer is told of no callback and no split; the frame that trains knows them.
+    """
+    code = keras.Model.fit.__wrapped__.__code__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals
+
+
 def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
     """Tensors that a variable's value was read to in a graph, in order."""
     return [
@@ -159,6 +154,36 @@ def users_of(variable: keras.Variable, graph: Any) -> list[tf.Operation]:
     handle = variable.value.handle
     inside = [i for outside, i in graph.captures if outside is handle]
     return [op for placeholder in inside for op in placeholder.consumers()]
+
+
+def redirect_reads(
+    variable: keras.Variable, graph: Any, value: Callable[[], tf.Tensor]
+) -> list[tf.Tensor]:
+    """Whatever read a variable in a graph reads a new value instead, each its own.
+
+    What wrote to the variable leaves it as it is, so that it keeps nothing of them.
+
+    Args:
+        variable: read, and perhaps written, in the graph itself.
+        graph: still open.
+        value: makes a tensor of the variable's shape and dtype.
+
+    Returns:
+        The new values.
+    """
+    values = []
+    reads = reads_of(variable, graph)
+    for read in reads:
+        new = value()
+        for op in read.consumers():
+            places = [i for i, t in enumerate(op.inputs) if t is read]
+            for place in places:
+                op._update_input(place, new)
+        values.append(new)
+    for op in users_of(variable, graph):
+        if op.type == "AssignVariableOp" and reads:
+            op._update_input(1, reads[0])
+    return values
 
 
 def has_foreign_gradient(op: Any) -> bool:
@@ -187,11 +212,128 @@ def has_foreign_gradient(op: Any) -> bool:
     return False
 
 
-def written_handles(graph: Any) -> list[Any]:
-    """Handles outside of the graph of what its own ops write to."""
-    outside = {id(i): o for o, i in graph.captures}
-    writes = [op for op in graph.get_operations() if op.type.startswith(_WRITES)]
-    return [outside.get(id(op.inputs[0])) for op in writes]
+class Effect(NamedTuple):
+    """An op that does, or reads, more than its inputs and outputs show.
+
+    Attributes:
+        op: in the graph; it may call the function that holds the effect.
+        type, name: of the op in question.
+        handles: ids of the handles of variables and tables that it is given.
+        function: what a call of the host runs; None for other ops.
+    """
+
+    op: tf.Operation
+    type: str
+    name: str
+    handles: tuple[int, ...]
+    function: Any
+
+
+_CALLS = {
+    "Case": ("branches", 1),
+    "If": ("then_branch else_branch", 1),
+    "PartitionedCall": ("f", 0),
+    "StatefulPartitionedCall": ("f", 0),
+    "StatelessCase": ("branches", 1),
+    "StatelessIf": ("then_branch else_branch", 1),
+    "StatelessWhile": ("cond body", 0),
+    "While": ("cond body", 0),
+}
+"""Ops that call functions: the names of these, and the first input that is handed on.
+"""
+
+
+def handle_of(variable: keras.Variable | tf.Variable) -> Any:
+    """What ops are given of a variable, read by nobody."""
+    own = variable._value if isinstance(variable, keras.Variable) else variable
+    return own.handle
+
+
+def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
+    """The effects of ops of one graph, and of the functions that they call.
+
+    A stateful op has one, whatever is given a variable or a table has one, and so has a
+    host call, also where it is said to have none (PyFuncStateless, TensorFlow 2.21).
+    """
+    outside: dict[int, Any] | None = None
+    for op in operations:
+        if outside is None:
+            outside = _captured(op.graph)
+        handles = [
+            outside.get(id(t), id(t)) if t.dtype == tf.resource else None
+            for t in map(_not_copied, op.inputs)
+        ]
+        yield from _effects_of_node(op, op.node_def, handles)
+
+
+def _captured(graph: Any) -> dict[int, int]:
+    """By id of a tensor of a graph, the id of what it stands for outside of all."""
+    if not isinstance(graph, func_graph.FuncGraph):
+        return {}
+    outer = _captured(graph.outer_graph)
+    return {id(inside): outer.get(id(o), id(o)) for o, inside in graph.captures}
+
+
+def _not_copied(t: tf.Tensor) -> tf.Tensor:
+    """What Identity ops made a handle of."""
+    while t.dtype == tf.resource and t.op.type == "Identity":
+        (t,) = t.op.inputs
+    return t
+
+
+def _effects_of_node(
+    op: tf.Operation, node: Any, handles: Sequence[int | None]
+) -> Iterator[Effect]:
+    """Effects of a node behind an op; of its inputs only the handles are known."""
+    if node.op in _CALLS:
+        names, first = _CALLS[node.op]
+        for name in names.split():
+            called = [node.attr[name].func, *node.attr[name].list.func]
+            for function in called:
+                if function.name:
+                    given = handles[first:]
+                    yield from _effects_of_function(op, function.name, given)
+        return
+    definition = op_def_registry.get(node.op)
+    is_stateful = definition is None or definition.is_stateful
+    calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
+    is_of_host = "PyFunc" in node.op
+    found = tuple(handle for handle in handles if handle is not None)
+    if is_stateful or calls or is_of_host or found:
+        token = node.attr["token"].s.decode() if is_of_host else ""
+        function = script_ops._py_funcs._funcs.get(token)
+        yield Effect(op, node.op, node.name, found, function)
+
+
+def _effects_of_function(
+    op: tf.Operation, name: str, handles: Sequence[int | None]
+) -> Iterator[Effect]:
+    """Effects of a function that the runtime knows by name."""
+    definition = context.context().get_function_def(name)
+    arguments = [argument.name for argument in definition.signature.input_arg]
+    known: dict[str, int | None] = dict(zip(arguments, handles, strict=True))
+    for node in definition.node_def:
+        given = [known.get(i) for i in node.input if not i.startswith("^")]
+        if node.op == "Identity":
+            known[f"{node.name}:output:0"] = given[0]
+        else:
+            yield from _effects_of_node(op, node, given)
+
+
+_host_calls: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def host_call(function: Callable[..., Any], inputs: Sequence[Any], dtypes: Any) -> Any:
+    """tf.numpy_function of a function of this library, which `is_own_call` knows."""
+    outputs = tf.numpy_function(function, inputs, dtypes, stateful=True)
+    # What TensorFlow 2.21 registers, and leaves on the function that it wraps.
+    _host_calls.add(vars(function).get("ag_dnc_wrapper__", function))
+    return outputs
+
+
+def is_own_call(function: Any) -> bool:
+    """Whether a host call was made by host_call."""
+    return function is not None and function in _host_calls
 
 
 def losses(model: keras.Model) -> list[Any]:
@@ -285,14 +427,66 @@ def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
     return all(type(part).__module__.startswith("keras.") for part in parts)
 
 
-def get_mask(tensor: Any) -> Any:
-    """The Keras mask that travels with a tensor, or None."""
-    return masking.get_keras_mask(tensor)
+def rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The learning rate as the optimizer keeps it: a variable, schedule or function."""
+    return optimizer._learning_rate
 
 
-def set_mask(tensor: Any, mask: Any) -> None:
-    """Lets a Keras mask travel with a tensor."""
-    masking.set_keras_mask(tensor, mask)
+_OF_LOGITS = "Softmax", "Sigmoid"
+"""Ops that the cross-entropies of Keras 3.15 look behind, where nothing is hidden."""
+
+
+def hidden_on(structure: Any) -> Any:
+    """What losses find on each tensor of a structure, or behind it, besides its value.
+
+    Keras hides a mask on a tensor, and on the output of sigmoid and softmax the logits.
+    Whatever is made anew of a tensor (a slice, a stack) has lost both.
+
+    Returns:
+        The structure with a dict in place of each tensor: hidden tensors by the name of
+        the attribute, or logits by the type of the op that was applied to them.
+    """
+
+    def one(tensor: Any) -> dict[str, Any]:
+        found = {k: v for k, v in vars(tensor).items() if tf.is_tensor(v)}
+        op = getattr(tensor, "op", None)
+        if op is not None and op.type in _OF_LOGITS and "_keras_logits" not in found:
+            found[op.type] = op.inputs[0]
+        return found
+
+    return keras.tree.map_structure(one, structure)
+
+
+def with_hidden(structure: Any, hidden: Any) -> Any:
+    """The structure with what `hidden_on` found on another of its kind."""
+
+    def one(tensor: Any, found: dict[str, Any]) -> Any:
+        if any(name in found for name in _OF_LOGITS):
+            ((name, logits),) = [(k, v) for k, v in found.items() if k in _OF_LOGITS]
+            tensor = {"Softmax": tf.nn.softmax, "Sigmoid": tf.sigmoid}[name](logits)
+        elif found:
+            tensor = tf.identity(tensor)
+        for name, value in found.items():
+            if name not in _OF_LOGITS:
+                setattr(tensor, name, value)
+        return tensor
+
+    return keras.tree.map_structure_up_to(structure, one, structure, hidden)
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras hid a mask on the tensor."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def foreign_attributes(structure: Any) -> list[str]:
+    """Names of what somebody put on the tensors and that is no tensor itself."""
+    return [
+        name
+        for tensor in keras.tree.flatten(structure)
+        for name, value in vars(tensor).items()
+        if value is not None and not tf.is_tensor(value)
+    ]
 
 
 def alias_registration(alias: type, original: type) -> None:
@@ -688,14 +882,31 @@ def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
             object.__setattr__(layer, "unroll", False)
 
 
-def variable_writes(graph: Any) -> list[str]:
-    """Names of the ops that write to a tf.Variable, in a graph and its functions."""
-    definition = graph.as_graph_def()
-    nodes = [
-        *definition.node,
-        *(node for f in definition.library.function for node in f.node_def),
-    ]
-    return [node.name for node in nodes if node.op.startswith(_WRITES)]
+def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function as graphs for any number of rows, whoever runs functions eagerly.
+
+    Args:
+        function: of a structure of tensors [n, ...].
+    """
+    traced = tf.function(function, autograph=False)
+
+    def spec(t: Any) -> Any:
+        return None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype)
+
+    def call(rows: Any) -> Any:
+        like = keras.tree.map_structure(spec, rows, none_is_leaf=True)
+        return traced.get_concrete_function(like)(rows)
+
+    return call
+
+
+def updates_in_branches(strategy: Any) -> bool:
+    """Whether an optimizer can update under a strategy inside a branch of the graph.
+
+    Others call `merge_call`, which TensorFlow 2.21 allows at a graph's top level only.
+    """
+    is_default = strategy is distribute_lib._get_default_strategy()
+    return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from accounting import Event, GaussianEvent, Ledger
 from dp_train.errors import NotPrivateError
+from dp_train.owner import Owner
 
 
 class Sampling(Protocol):
@@ -30,15 +31,20 @@ class Sampling(Protocol):
 
 @dataclass
 class Account:
-    """Where a release is charged: the ledger, and how its batch was drawn.
+    """Where a release is charged: the weights' owner, and how its batch was drawn.
 
     `sampling` may be exchanged between fits; the compiled step asks at run time.
     `least_noise_multiplier` is what a budget counts on: with less, fewer steps fit.
     """
 
-    ledger: Ledger
+    owner: Owner
     sampling: Sampling | None = None
     least_noise_multiplier: float = 0.0
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every release that the owner knows."""
+        return self.owner.ledger
 
     def charge(
         self, noise_multiplier: float, l2_norm_clip: float, noise_source: str
@@ -62,7 +68,7 @@ class Account:
                 f"{self.least_noise_multiplier:g} until fit ends. Its steps would "
                 "exceed the budget. Lower the noise between two fits."
             )
-        self.ledger.charge(
+        self.owner.charge(
             self.sampling.event(GaussianEvent(noise_multiplier)),
             l2_norm_clip=l2_norm_clip,
             noise_source=noise_source,

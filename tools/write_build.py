@@ -27,6 +27,7 @@ DISTRIBUTIONS = {
     "cryptography": "cryptography",
     "keras": "keras",
     "matplotlib": "matplotlib",
+    "absl": "absl-py",
     "numpy": "numpy",
     "scipy": "scipy",
     "tensorboard": "tensorboard",

@@ -54,14 +54,12 @@ class Site:
     """Where a weight meets data: `op` reads it as input number `operand`.
 
     Attributes:
-        read: the tensor that the weight's value was read to.
         is_rearranged: the operand is the weight itself, entries permuted or negated;
             False where it was computed from weights.
     """
 
     op: tf.Operation
     operand: int
-    read: tf.Tensor
     is_rearranged: bool
 
     @property
@@ -93,6 +91,7 @@ def clipped_sum_of_call(
     rows: Rows,
     y_pred: Any,
     reads: Sequence[Sequence[tf.Tensor]],
+    keys: Sequence[tf.Tensor],
     l2_norm_clip: float,
 ) -> list[tf.Tensor]:
     """Sum of clipped gradients of a forward pass that somebody else traced.
@@ -103,18 +102,13 @@ def clipped_sum_of_call(
             unknown b.
         y_pred: what the call returned.
         reads: for each variable, the tensors that its values were read to.
+        keys: what its random layers draw from: secret, and new at every step.
         l2_norm_clip: C > 0.
 
     Raises:
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
     """
-    predictions = tensors((y_pred, map_rows(host.get_mask, y_pred)))
-    graph = predictions[0].graph
-    keys = [
-        read
-        for state in host.seed_states(objective.model)
-        for read in host.reads_of(state, graph)
-    ]
+    predictions = tensors((y_pred, host.hidden_on(y_pred)))
     kinds = separation.check(tensors(rows[0]), predictions, keys=keys)
     with (
         host.without_regularization_losses(objective.model),
@@ -190,13 +184,11 @@ def _traced(
     """One forward and one backward pass of the unmodified model on all rows."""
     rows = map_rows(_with_unknown_size, rows)
     weights = weight_values(objective.variables)
-    # One key for the whole batch: random layers draw per example by themselves.
-    batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
     reads = [[weight] for weight in weights]
     calls: list[Call] = []
     with host.without_recomputation():
-        with run_alone(objective, calls), read_by_row(objective, calls):
-            outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
+        with run_alone(objective, keys, calls), read_by_row(objective, calls):
+            outputs, kinds = _forward(objective, weights, rows, keys, calls)
         # Layers that run alone are called once more.
         traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
     traced.read_by_row([table.index for table in objective.tables])
@@ -236,10 +228,7 @@ class _PerExample:
         # In the order of creation: two weights of a recurrent cell then have the
         # cotangents of their uses joined in one order, hence once.
         places = {id(op): i for i, op in enumerate(losses.graph.get_operations())}
-        found = [
-            [s for read in of_weight for s in _sites(read, read, with_data, forward)]
-            for of_weight in reads
-        ]
+        found = [_sites(of_weight, with_data, forward) for of_weight in reads]
         for sites in found:
             sites.sort(key=lambda site: places[id(site.op)])
         outputs = {id(s.op.outputs[0]): s.op.outputs[0] for ss in found for s in ss}
@@ -275,15 +264,15 @@ class _PerExample:
         self.contributions, self._operands = zip(
             *(
                 _contribution(
-                    weight,
+                    of_weight,
                     sites,
                     cotangents,
                     batch,
                     blocks,
                     [k for k in kept if k is not None],
                 )
-                for weight, sites, *kept in zip(
-                    self._weights, reached, *from_calls, strict=True
+                for of_weight, sites, *kept in zip(
+                    reads, reached, *from_calls, strict=True
                 )
             ),
             strict=True,
@@ -381,12 +370,16 @@ def _forward(
     keys: Sequence[tf.Tensor],
     calls: Sequence[Call],
 ) -> tuple[Outputs, separation.Kinds]:
-    """Losses [b] of each example alone, predictions and masks of the batch.
+    """Losses [b] of each example alone, predictions and what is hidden on them.
 
     Args:
+        keys: [b, 2] for each seed state.
         calls: those made around layers, once the model has been called.
     """
     x, y, sample_weight = rows
+    # Random layers draw per example by themselves, in order: the key of the first row
+    # serves them all, and tells nothing about how many there are.
+    batch_keys = [key[0] for key in keys]
     model = objective.model
     if host.recurrent_layers(model) and not all(
         t.shape[1:].is_fully_defined() for t in tensors(x)
@@ -394,7 +387,7 @@ def _forward(
         raise UnsupportedSiteError("a recurrent layer over an unknown number of steps")
     mapping = [
         *zip(objective.variables, weights, strict=True),
-        *zip(objective.seed_states, keys, strict=True),
+        *zip(objective.seed_states, batch_keys, strict=True),
     ]
     with (
         host.without_regularization_losses(model),
@@ -406,29 +399,30 @@ def _forward(
         y_pred = host.call_model(model, x, objective.training)
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
-        masks = map_rows(host.get_mask, y_pred)
+        hidden = host.hidden_on(y_pred)
         outputs = [
-            *tensors((y_pred, masks)),
+            *tensors((y_pred, hidden)),
             *(t for c in calls for t in c.elements),
         ]
         apart = [t for c in calls for t in c.outputs]
-        kinds = separation.check(tensors(x), outputs, apart, keys)
+        secret = [*batch_keys, *keys]
+        kinds = separation.check(tensors(x), outputs, apart, secret)
         losses = _losses(objective, rows, y_pred)
-    losses = checked_at_run_time(losses, outputs, [*apart, *keys])
-    return (losses, y_pred, masks), kinds
+    losses = checked_at_run_time(losses, outputs, [*apart, *secret])
+    return (losses, y_pred, hidden), kinds
 
 
 def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     """[b] the model's own loss on each example alone."""
-    given = (*rows, y_pred, map_rows(host.get_mask, y_pred))
+    if names := host.foreign_attributes(y_pred):
+        raise UnsupportedSiteError(f"predictions carry {', '.join(names)}, no tensors")
+    given = (*rows, y_pred, host.hidden_on(y_pred))
     graph = tensors(y_pred)[0].graph
     forward = {id(op) for op in graph.get_operations()}
 
     def one(elements: list[tf.Tensor]) -> tf.Tensor:
-        x, y, weight, y_pred, mask = restored(given, [e[None] for e in elements])
-        keras.tree.map_structure(
-            lambda t, m: None if m is None else host.set_mask(t, m), y_pred, mask
-        )
+        x, y, weight, y_pred, hidden = restored(given, [e[None] for e in elements])
+        y_pred = host.with_hidden(y_pred, hidden)
         body = tf.compat.v1.get_default_graph()
         before = len(body.get_operations())
         loss = host.compute_loss(objective.model, x, y, y_pred, weight)
@@ -483,29 +477,64 @@ def _ops_with_data(data: Sequence[tf.Tensor]) -> set[int]:
 
 
 def _sites(
-    read: tf.Tensor,
-    tensor: tf.Tensor,
-    with_data: set[int],
-    forward: set[int] | None,
-    is_rearranged: bool = True,
+    reads: Sequence[tf.Tensor], with_data: set[int], forward: set[int] | None
 ) -> list[Site]:
-    """Every op that mixes the weight, or what is made of weights alone, with data."""
-    found = []
-    for op in tensor.consumers():
-        if forward is not None and id(op) not in forward:
-            continue
-        if id(op) in with_data:
-            operands = [i for i, t in enumerate(op.inputs) if t is tensor]
-            found += [Site(op, i, read, is_rearranged) for i in operands]
-        else:
-            is_still = is_rearranged and op.type in _REARRANGING
-            for output in op.outputs:
-                found += _sites(read, output, with_data, forward, is_still)
-    return found
+    """Every op that mixes the weight, or what is made of weights alone, with data.
+
+    Each once, by however many ways the weight gets there.
+
+    Args:
+        reads: tensors that hold the weight's value.
+        with_data: ids of the ops that depend on the data.
+        forward: ids of the ops to look at; None: all.
+    """
+    found: dict[tuple[int, int], Site] = {}
+    made_of_it = {id(t): t for t in reads}
+    waiting = list(reads)
+    while waiting:
+        tensor = waiting.pop()
+        meeting: list[tf.Operation] = []
+        for op in tensor.consumers():
+            if forward is not None and id(op) not in forward:
+                continue
+            if id(op) in with_data:
+                meeting.append(op)
+                continue
+            new = [t for t in op.outputs if id(t) not in made_of_it]
+            made_of_it |= {id(t): t for t in new}
+            waiting += new
+        is_rearranged = _is_rearranged(tensor, reads)
+        if meeting and (is_rearranged or _is_differentiable(tensor, reads)):
+            for op in meeting:
+                operands = [i for i, t in enumerate(op.inputs) if t is tensor]
+                found |= {(id(op), i): Site(op, i, is_rearranged) for i in operands}
+    return list(found.values())
+
+
+def _is_differentiable(tensor: tf.Tensor, reads: Sequence[tf.Tensor]) -> bool:
+    """Whether a gradient goes from the tensor back to a weight that it is made of."""
+    if not tensor.dtype.is_floating:
+        return False
+    return any(g is not None for g in tf.gradients(tensor, list(reads)))
+
+
+def _is_rearranged(tensor: tf.Tensor, reads: Sequence[tf.Tensor]) -> bool:
+    """Whether it is one of the reads, entries permuted or negated."""
+    while not any(tensor is read for read in reads):
+        op = tensor.op
+        is_number = tensor.dtype.is_floating
+        if (
+            op.type not in _REARRANGING
+            or not is_number
+            or host.has_foreign_gradient(op)
+        ):
+            return False
+        tensor = op.inputs[0]
+    return True
 
 
 def _contribution(
-    weight: tf.Tensor,
+    reads: Sequence[tf.Tensor],
     sites: list[Site],
     cotangents: dict[int, tf.Tensor],
     batch: tf.Tensor,
@@ -518,6 +547,7 @@ def _contribution(
     rearranged; else every example's gradient is moved back to the weight.
 
     Args:
+        reads: tensors that hold the weight's value.
         blocks: by id of an op, the rows of its inputs for each example.
         alone: gradients in the weight's shape, from calls of layers.
     """
@@ -541,14 +571,14 @@ def _contribution(
                 break
         else:
             groups.append((site, [one]))
+    weight = reads[0]
     if not groups and not alone:
         return None, weight
     if len(groups) == 1 and groups[0][0].is_rearranged and not alone:
         ((site, uses),) = groups
         return together(uses), site.weight
     moved = [
-        _moved_to_weight(site.read, site.weight, together(uses))
-        for site, uses in groups
+        _moved_to_weight(reads, site.weight, together(uses)) for site, uses in groups
     ]
     every = [*moved, *alone]
     if len({type(c) for c in every}) > 1:
@@ -557,14 +587,14 @@ def _contribution(
 
 
 def _moved_to_weight(
-    weight: tf.Tensor, operand: tf.Tensor, contribution: Contribution
+    reads: Sequence[tf.Tensor], operand: tf.Tensor, contribution: Contribution
 ) -> Kept:
-    """Each example's gradient, moved back through the ops that made the operand."""
+    """Each example's gradient, moved back by all ways on which the operand was made."""
 
     def one(elements: list[tf.Tensor]) -> tf.Tensor:
         gradient = tf.cast(tf.reshape(elements[0], operand.shape), operand.dtype)
-        (moved,) = tf.gradients(operand, weight, grad_ys=gradient)
-        return tf.convert_to_tensor(moved)
+        moved = tf.gradients(operand, list(reads), grad_ys=gradient)
+        return tf.add_n([tf.convert_to_tensor(g) for g in moved if g is not None])
 
     gradients = host.vectorized_map(one, [contribution.kept()])
     return Kept("kept, moved to the weight", gradients)

@@ -30,6 +30,13 @@ TOLERANCE = 1e-2
 _FLIPS, _SHAKES = 0.1, (4, 5, 6)
 """Kernels that sum in another order flip a ReLU now and then, which moves a gradient by
 some percent. Up to that, the weights are shaken again: what is wrong stays wrong."""
+_ROUNDING = {"bfloat16": 2.0**-7}
+"""Relative, by the type that layers compute in; 2^-22 in others: two weights so close
+are one weight, as far as that type knows."""
+_NOISE = 32.0
+"""What of a gradient so many times a rounding moves is nothing but rounding."""
+_SMALL = 1e-3
+"""Of the largest gradient; only smaller ones are asked whether they are 0 in truth."""
 _CLIPS = (1e-3, 1e6)
 """All examples clipped, so that norms count; none clipped, so that sums do."""
 _MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
@@ -56,7 +63,7 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
         _certify(engine, objective, rows)
         return
     with host.random_layers_off(objective.model):
-        training = not _draws(objective, rows)
+        training = not draws(objective, rows)
         quiet = dataclasses.replace(objective, seed_states=[], training=training)
         _certify(engine, quiet, rows)
 
@@ -75,13 +82,16 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
 
     try:
         for seed in _SHAKES:
-            weights, found = _shaken(objective, seed), []
+            weights, found = shaken(objective, seed), []
             for mask, clip in itertools.product(_MASKS, _CLIPS):
                 # One pair at a time: the sums are as large as the weights.
-                sums, expected = both(
-                    weights, tf.constant(mask), tf.constant(clip, tf.float64)
-                )
-                found.append(_difference(objective, sums, expected))
+                arguments = tf.constant(mask), tf.constant(clip, tf.float64)
+                sums, expected = both(weights, *arguments)
+
+                def again(weights: Any = weights, arguments: Any = arguments) -> Any:
+                    return both(_rounded(objective, weights), *arguments)[1]
+
+                found.append(_difference(objective, sums, expected, again))
             off, path = max(found)
             if off <= TOLERANCE:
                 return
@@ -96,7 +106,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
     )
 
 
-def _draws(objective: Objective, rows: Rows) -> bool:
+def draws(objective: Objective, rows: Rows) -> bool:
     """Whether a training call draws numbers: each engine would draw others."""
     with keras.StatelessScope(collect_losses=True) as scope:
         host.call_model(objective.model, rows[0])
@@ -104,13 +114,28 @@ def _draws(objective: Objective, rows: Rows) -> bool:
         return any(value is not None for value in moved)
 
 
-def _shaken(objective: Objective, seed: int) -> list[tf.Tensor]:
-    """The weights, each number moved: zeros would hide what they multiply."""
+def shaken(objective: Objective, seed: int, times: float = 1.0) -> list[tf.Tensor]:
+    """The weights, each number moved: zeros would hide what they multiply.
+
+    The wider a layer, the less: sums of many inputs would saturate what follows.
+    """
     generator = np.random.default_rng(seed)
+    shaken = []
+    for v in objective.variables:
+        shake = generator.standard_normal(v.shape, np.float32)
+        scale = times * min(0.1, max(1, math.prod(v.shape[:-1])) ** -0.5)
+        shaken.append(tf.convert_to_tensor(v.value) + tf.cast(scale * shake, v.dtype))
+    return shaken
+
+
+def _rounded(objective: Objective, weights: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The weights, moved by as much as a rounding."""
+    layers = host.sublayers(objective.model)
+    size = max((_ROUNDING.get(s.compute_dtype, 2.0**-22) for s in layers), default=0.0)
+    generator = np.random.default_rng(7)
     return [
-        tf.convert_to_tensor(v.value)
-        + tf.cast(0.1 * generator.standard_normal(v.shape, np.float32), v.dtype)
-        for v in objective.variables
+        w + tf.cast(size * generator.standard_normal(w.shape, np.float32), w.dtype) * w
+        for w in weights
     ]
 
 
@@ -133,18 +158,38 @@ def made_up_rows(example: Rows) -> Rows:
 
 
 def _difference(
-    objective: Objective, sums: list[Any], expected: list[Any]
+    objective: Objective,
+    sums: list[Any],
+    expected: list[Any],
+    again: Callable[[], list[Any]],
 ) -> tuple[float, str]:
-    """The largest, relative to its variable or a thousandth of the largest of all."""
-    scales = [float(tf.reduce_max(tf.abs(e), axis=None)) for e in expected]
+    """The largest, each relative to the size of its own variable's.
+
+    A gradient that is 0 but for roundings has no size of its own: there a difference
+    counts for what it is of a thousandth of the largest of all.
+
+    Args:
+        objective: names the variables.
+        sums: of the engine.
+        expected: of the loop.
+        again: gives those of the loop on weights that differ by a rounding.
+    """
+    scales = [_largest(e) for e in expected]
     largest = max(scales)
-    if not 0 < largest < float("inf"):
+    if not 0 < largest < math.inf:
         raise NotCertifiedError("made-up rows give no finite gradient to compare")
-    found = []
-    for variable, value, reference, scale in zip(
-        objective.variables, sums, expected, scales, strict=True
-    ):
-        error = float(tf.reduce_max(tf.abs(value - reference)))
-        error /= max(scale, 1e-3 * largest)
-        found.append((math.inf if math.isnan(error) else error, variable.path))
+    found, moved = [], None
+    for i, variable in enumerate(objective.variables):
+        error, scale = _largest(sums[i] - expected[i]), scales[i]
+        if error > TOLERANCE * scale and scale < _SMALL * largest:
+            moved = moved or again()
+            noise = _NOISE / TOLERANCE * _largest(moved[i] - expected[i])
+            scale = max(scale, min(noise, _SMALL * largest))
+        off = error / scale if scale else math.inf if error else 0.0
+        found.append((math.inf if math.isnan(off) else off, variable.path))
     return max(found)
+
+
+def _largest(t: Any) -> float:
+    """The largest magnitude."""
+    return float(tf.reduce_max(tf.abs(t)))

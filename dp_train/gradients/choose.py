@@ -27,6 +27,7 @@ from dp_train.gradients.certificate import (
     reason_of,
 )
 from dp_train.gradients.compiled import Program
+from dp_train.gradients.coupled import check_loss_is_of_one_example
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import (
     accumulate,
@@ -124,9 +125,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
-    gradients: str, objective: Objective, example: Rows, spec: Rows, is_graph: bool
-) -> Plan:
+def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -> Plan:
     """The fastest engine that agrees with the loop on made-up rows.
 
     Args:
@@ -134,17 +133,15 @@ def make_plan(
         objective: the loss of one example.
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         spec: the same with None for sizes that vary.
-        is_graph: False where the training step runs eagerly.
 
     Raises:
-        NotPrivateError: the engine asked for cannot be used, or a weight would get
-            noise only that Keras itself would train.
+        NotPrivateError: the engine asked for cannot be used, a weight would get noise
+            only that Keras itself would train, or an example alone has no gradient.
     """
+    check_loss_is_of_one_example(objective, example)
     refused: list[tuple[str, str]] = []
     for name in ENGINES if gradients == "auto" else [gradients]:
         try:
-            if name == "bookkeeping" and not is_graph:
-                raise NotCertifiedError("run_eagerly=True leaves no graph to read")
             rows: tuple[bookkeeping.PlanRow, ...] = ()
             alone: Alone = ()
             if name == "bookkeeping":

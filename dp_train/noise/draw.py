@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from dp_train.host import host_call
 from dp_train.noise import device
 from dp_train.noise.ahead import KEYSTREAM, DrawnAhead
 from dp_train.values import BeginRelease
@@ -107,10 +108,23 @@ def _draw_on_host(
         return [np.float64(stddev), *parts]
 
     dtypes = [tf.float64, *[dtype] * len(shapes)]
-    stddev, *noise = tf.nest.flatten(tf.numpy_function(call, [], dtypes, stateful=True))
+    stddev, *noise = tf.nest.flatten(host_call(call, [], dtypes))
     stddev.set_shape([])
     noise = [tf.ensure_shape(z, shape) for z, shape in zip(noise, shapes, strict=True)]
     return noise, stddev
+
+
+def secret_keys(count: int) -> tf.Tensor:
+    """[count, 2] uniform int32 numbers of the process's keystream, new at every run.
+
+    Keys for what layers draw: no seed decides them, and nothing keeps them.
+    """
+
+    def call() -> Any:
+        return _host_source.words(count).view(np.int32).reshape(count, 2)
+
+    keys = host_call(call, [], tf.int32)
+    return tf.ensure_shape(keys, [count, 2])
 
 
 def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:
@@ -127,7 +141,7 @@ def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:
         flat = source.normals(-(-numbers // _ROUND) * _ROUND, 1.0, np.float32)
         return flat[:numbers].reshape(-1, width)
 
-    samples = tf.numpy_function(call, [count], tf.float32, stateful=True)
+    samples = host_call(call, [count], tf.float32)
     return tf.ensure_shape(samples, [None, width])
 
 
@@ -148,7 +162,7 @@ def _draw_on_device(
         keys = _host_source.words(2 * len(shapes)).reshape(len(shapes), 2)
         return np.float64(stddev), keys
 
-    stddev, keys = tf.numpy_function(call, [], (tf.float64, tf.int64), stateful=True)
+    stddev, keys = host_call(call, [], (tf.float64, tf.int64))
     stddev.set_shape([])
     keys.set_shape([len(shapes), 2])
     noise = [

@@ -348,3 +348,9 @@ def test_delta_of_unlike_terms_that_no_grid_reaches_is_bounded_by_one():
     accountant = PldAccountant(NeighboringRelation.ZERO_OUT)
     accountant.compose(sampled(0.95, 64.7), 2).compose(GaussianEvent(46.7), 10**7)
     assert accountant.delta(0.29).upper == 1
+
+
+@pytest.mark.parametrize("event", [GaussianEvent(0.0), sampled(0.5, 0.0)])
+def test_running_epsilon_without_noise_is_infinite(event) -> None:
+    accountant = PldAccountant().compose(GaussianEvent(1.0), 3).compose(event, 2)
+    assert accountant.running_epsilon(1e-5) == math.inf

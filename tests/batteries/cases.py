@@ -217,6 +217,25 @@ def _activity_regularized() -> keras.Model:
     )
 
 
+def _probabilities(activation: str) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.Dense(4, activation="tanh"),
+            layers.Dense(3, activation=activation, kernel_initializer=_LARGE),
+        ]
+    )
+
+
+_LARGE = keras.initializers.RandomNormal(stddev=200.0, seed=4)
+"""Initial weights with which probabilities round to 0 and 1."""
+
+
+def _classes(generator: np.random.Generator, count: int) -> Rows:
+    x = generator.standard_normal((count, 3))
+    return x, np.eye(3)[generator.integers(0, 3, count)], None
+
+
 def quartic(y_true: Any, y_pred: Any) -> Any:
     """A custom loss: mean over outputs of the error to the fourth power."""
     return keras.ops.mean((y_true - y_pred) ** 4, axis=-1)
@@ -275,6 +294,16 @@ CASES: dict[str, Case] = {
         lambda: _dense(True, (4, 3)),
         arrays((4, 3), (4, 2)),
         _reduced("sum_over_batch_size"),
+    ),
+    "probabilities of classes": Case(
+        lambda: _probabilities("softmax"),
+        _classes,
+        lambda: {"loss": "categorical_crossentropy"},
+    ),
+    "probabilities of each output": Case(
+        lambda: _probabilities("sigmoid"),
+        _classes,
+        lambda: {"loss": "binary_crossentropy"},
     ),
     "regularizers": Case(_regularized, _dense_rows),
     "activity regularizer": Case(_activity_regularized, _dense_rows),

@@ -160,7 +160,47 @@ class RawWeights(keras.layers.Layer):
         )[0]
 
 
+class Made(keras.layers.Layer):
+    """Multiplies by what is made of a weight, which gets there in several ways."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1], 3), name="w")
+
+    def call(self, x):
+        return x @ self.make(self.w)
+
+
+def straight_through(w):
+    return w + keras.ops.stop_gradient(keras.ops.sign(w) - w)
+
+
+MADE = {
+    "normed": lambda w: w / keras.ops.norm(w, axis=0, keepdims=True),
+    "centred": lambda w: w - keras.ops.mean(w, axis=0, keepdims=True),
+    "of sum one": lambda w: w / keras.ops.sum(w),
+    "straight through": straight_through,
+    "times itself": lambda w: w @ keras.ops.transpose(w) @ w,
+}
+
+
+class BehindAStop(keras.layers.Layer):
+    """Reads its weight with and without a gradient."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), name="w")
+
+    def call(self, x):
+        rounded = keras.ops.cast(keras.ops.cast(self.w, "int32"), x.dtype)
+        return x * self.w + keras.ops.stop_gradient(self.w) * x + rounded * x
+
+
 COVERED = {
+    **{f"weight, {how}": lambda m=m: series(Made(m)) for how, m in MADE.items()},
+    "weight behind a stop": lambda: series(BehindAStop()),
     "depthwise": lambda: images(
         layers.DepthwiseConv2D(3, depth_multiplier=2),
         layers.DepthwiseConv2D(2, padding="same", strides=2),
@@ -587,12 +627,6 @@ def test_variable_that_the_loss_does_not_reach_gets_noise_and_a_line_in_the_plan
     assert np.all(unused.kernel.numpy() != before)
 
 
-def test_run_eagerly_has_no_graph_to_read():
-    model = compiled(run_eagerly=True)
-    model.train_on_batch(*data())
-    assert model.privacy_plan().engine == "vectorized"
-
-
 def test_dropout_draws_another_mask_for_every_example_and_step():
     model = keras.Sequential(
         [keras.Input((50,)), layers.Dropout(0.5), layers.Dense(1, use_bias=False)]
@@ -612,6 +646,105 @@ def test_dropout_draws_another_mask_for_every_example_and_step():
     two = np.ones((2, 50), "float32")
     clipped = dp_train.clipped_gradients(model, two, two[:, :1], l2_norm_clip=1e9)
     assert set(np.unique(clipped.gradients[0])) == {0.0, 2.0, 4.0}
+
+
+class Head(layers.Layer):
+    """Turns numbers into probabilities; its weight needs a rule that is not there."""
+
+    def __init__(self, activation, is_alone):
+        super().__init__()
+        self.activation, self.is_alone = activation, is_alone
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        x = keras.ops.maximum(x, self.w) if self.is_alone else x * self.w
+        return self.activation(x)
+
+
+class Tagging(layers.Layer):
+    """Hangs onto its output what the loss will look for."""
+
+    def __init__(self, tag):
+        super().__init__()
+        self.tag, self.inner = tag, layers.Dense(2)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        y = self.inner(x)
+        y.tag = self.tag(y)
+        return y
+
+
+@pytest.mark.parametrize("is_alone", [False, True], ids=["by rule", "alone"])
+@pytest.mark.parametrize(
+    ("activation", "loss", "scale"),
+    [
+        (keras.ops.softmax, "categorical_crossentropy", 300),
+        (keras.ops.sigmoid, "binary_crossentropy", 300),
+        # Without anything on the tensor, Keras looks at the op that made it.
+        (tf.nn.softmax, "categorical_crossentropy", 300),
+        (tf.nn.sigmoid, "binary_crossentropy", 300),
+        # Of another kind than the loss expects: no logits then.
+        (tf.nn.sigmoid, "categorical_crossentropy", 1),
+    ],
+)
+def test_losses_see_the_logits_behind_probabilities(activation, loss, scale, is_alone):
+    generator = np.random.default_rng(2)
+    x = (scale * generator.standard_normal((5, 3))).astype("float32")
+    y = np.eye(3, dtype="float32")[generator.integers(0, 3, 5)]
+    sums = []
+    for engine in ("bookkeeping", "loop"):
+        keras.utils.set_random_seed(1)
+        stack = [keras.Input((3,)), layers.Dense(3), Head(activation, is_alone)]
+        model = compiled(keras.Sequential(stack), gradients=engine, loss=loss)
+        clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        sums.append(flattened(clipped.gradients))
+    assert np.linalg.norm(sums[1]) > 0.1
+    np.testing.assert_allclose(*sums, atol=1e-5)
+
+
+def test_whatever_tensor_hangs_on_a_prediction_reaches_the_loss():
+    model = compiled(
+        keras.Sequential([keras.Input((3,)), Tagging(lambda y: 3.0 * y)]),
+        gradients="bookkeeping",
+        loss=lambda y, y_pred: getattr(y_pred, "tag", y_pred) - y,
+    )
+    x, y = np.ones((2, 3), "float32"), np.ones((2, 2), "float32")
+    clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1e6)
+    np.testing.assert_allclose(clipped.gradients[1], [3.0, 3.0], rtol=1e-6)
+
+
+def test_engine_that_would_lose_what_hangs_on_a_prediction_is_not_used():
+    model = compiled(keras.Sequential([keras.Input((3,)), Tagging(lambda y: "tag")]))
+    model.train_on_batch(np.ones((4, 3)), np.zeros(4))
+    ((engine, reason), *_) = model.privacy_plan().refused
+    assert engine == "bookkeeping" and "predictions carry tag" in reason
+
+
+def test_metrics_see_the_logits_as_in_plain_fit():
+    generator = np.random.default_rng(2)
+    x = (300 * generator.standard_normal((8, 3))).astype("float32")
+    y = generator.integers(0, 2, (8, 1)).astype("float32")
+    shown = []
+    for is_private in (False, True):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(1, "sigmoid")])
+        if is_private:
+            model = dp_train.make_private(model)
+        rate = {"l2_norm_clip": 1.0, "noise_multiplier": 1.0}
+        model.compile(
+            dp_train.DPSGD(0.0, **rate) if is_private else keras.optimizers.SGD(0.0),
+            loss="binary_crossentropy",
+            metrics=["binary_crossentropy"],
+        )
+        found = model.train_on_batch(x, y, return_dict=True)
+        shown.append([float(found[k]) for k in ("loss", "binary_crossentropy")])
+    assert shown[0][0] > 16  # beyond -log of Keras's epsilon
+    np.testing.assert_allclose(*shown, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------- certificate
@@ -657,6 +790,29 @@ def test_certificate_names_the_variable_of_a_faulty_engine(fault):
     objective = objective_of(series(layers.Dense(3)))
     with pytest.raises(certificate.NotCertifiedError, match="dense"):
         certificate.certify(faulty(fault), objective, EXAMPLE)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5, 1e-9])
+def test_certificate_compares_each_weight_with_its_own_size(size):
+    model = series(layers.Dense(3), layers.Rescaling(size))
+    objective = objective_of(model)
+    certificate.certify(bookkeeping.clipped_sum, objective, EXAMPLE)
+    fault = faulty(lambda s, c: [1.5 * s[0], *s[1:]])
+    with pytest.raises(certificate.NotCertifiedError, match=r"kernel' are off by 0\.5"):
+        certificate.certify(fault, objective, EXAMPLE)
+
+
+def test_certificate_knows_a_gradient_that_is_nothing_but_rounding():
+    inputs = keras.Input((4, 3))
+    # A softmax does not change with its keys' bias: the gradient is 0 there.
+    attended = layers.MultiHeadAttention(1, 2)(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(attended)))
+    objective = objective_of(model)
+    names = [v.path for v in objective.variables]
+    (place,) = [i for i, name in enumerate(names) if "key/bias" in name]
+    certificate.certify(bookkeeping.clipped_sum, objective, EXAMPLE)
+    other = faulty(lambda s, c: [-t if i == place else t for i, t in enumerate(s)])
+    certificate.certify(other, objective, EXAMPLE)
 
 
 def _flips(is_flipped):

@@ -170,7 +170,10 @@ class NoiseSchedule(keras.callbacks.Callback):
 def test_noise_that_a_callback_sets_is_added_and_charged():
     model = compiled()
     schedule = NoiseSchedule([1.0, 1.0, 2.0, 0.5])
-    model.fit(*data(), batch_size=6, steps_per_epoch=4, verbose=0, callbacks=[schedule])
+    with pytest.warns(dp_train.PrivacyWarning, match="planned before the first"):
+        model.fit(
+            *data(), batch_size=6, steps_per_epoch=4, verbose=0, callbacks=[schedule]
+        )
     releases = model.privacy_ledger.releases
     charged = {r.event.event.noise_multiplier: r.count for r in releases}
     assert charged == {1.0: 2, 2.0: 1, 0.5: 1}
@@ -181,7 +184,10 @@ def test_budget_stop_refuses_less_noise_than_it_counts_on(steps_per_execution):
     model = compiled(steps_per_execution=steps_per_execution)
     noise = np.where(np.arange(12) == 6, 0.3, 1.0)
     callbacks = [dp_train.BudgetStop(epsilon_after(9), 1e-5), NoiseSchedule(noise)]
-    with pytest.raises(tf.errors.OpError, match="counts on at least 1 "):
+    with (
+        pytest.warns(dp_train.PrivacyWarning, match="planned before the first"),
+        pytest.raises(tf.errors.OpError, match="counts on at least 1 "),
+    ):
         model.fit(
             *data(), batch_size=6, steps_per_epoch=12, verbose=0, callbacks=callbacks
         )

@@ -296,7 +296,8 @@ def test_noise_multiplier_zero_warns_that_epsilon_is_infinity():
     with pytest.warns(dp_train.PrivacyWarning, match="epsilon is infinity"):
         changes = noise.changes_of_fit(model, np.arange(2), 2, steps=1)
     assert np.all(changes == 0)
+    with pytest.warns(dp_train.PrivacyWarning, match="set to 1 after"):
+        model.optimizer.noise_multiplier = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.optimizer.noise_multiplier = 1.0
         noise.changes_of_fit(model, np.arange(2), 2, steps=1)
