@@ -25,6 +25,7 @@ from accounting.mechanisms import (
     mechanism_of,
     without_failures,
 )
+from accounting.promise import Promise
 from accounting.relations import NeighboringRelation
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ _ROUNDED = 1e-14
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Promise):
     """An answer with its error: lower <= truth <= upper, estimate in between.
+
+    Where a number is asked for (`float`, `<`, `f"{bounds:.2f}"`, `round`), it is the
+    upper bound, rounded up.
 
     Attributes:
         lower: never above the truth; 0 where the accountant has no lower bound.
@@ -57,6 +61,11 @@ class Bounds:
                 f" estimate={self.estimate!r}, upper={self.upper!r}. An upper bound"
                 " below the lower one promises what is not true. Pass them in order."
             )
+
+    @property
+    def promised(self) -> float:
+        """The upper bound."""
+        return self.upper
 
     def __str__(self) -> str:
         if self.upper == math.inf:
