@@ -232,7 +232,7 @@ def _statement(options: argparse.Namespace) -> str:
             ledger,
             asked.delta,
             relation=asked.relation,
-            population=asked.population,
+            population=_population(ledger, asked.population),
             accountant=ACCOUNTANTS[asked.accountant],
             max_examples_per_user=asked.max_examples_per_user,
         )
@@ -249,6 +249,19 @@ def _statement(options: argparse.Namespace) -> str:
         )
         _written(lambda: draw(composed, options.plot, title))
     return report.to_json() if options.json else str(report)
+
+
+def _population(ledger: Ledger, typed: int | None) -> int | None:
+    """The number of examples: typed, or what the file says."""
+    said = ledger.about.get("examples")
+    if not isinstance(said, int) or said < 1:
+        return typed
+    if typed is not None and typed != said:
+        raise UsageError(
+            f"--N is {typed}, and the ledger says that there were {said} examples."
+            " Delta is compared with 1 / N. Leave out --N, or correct it."
+        )
+    return said
 
 
 def _ledger(path: str) -> Ledger:

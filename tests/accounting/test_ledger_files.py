@@ -105,3 +105,32 @@ def test_several_ledgers_are_added_up(capsys, tmp_path) -> None:
     assert both > max(upper(path) for path in paths)
     # One file named twice is one training.
     assert upper(paths[0], paths[0]) == upper(paths[0])
+
+
+def test_ledger_file_says_what_is_known_beside_the_releases(capsys, tmp_path) -> None:
+    about = {"model": "net", "examples": 1000, "saved_at": "2026-01-31T12:00:00+00:00"}
+    path = tmp_path / "ledger.json"
+    path.write_text(ledger_of(5).to_json(about=about), encoding="utf-8")
+    known = read_ledger(str(path))
+    assert known.about == about
+    assert Ledger.from_json(known.to_json()).about == about
+    options = [f"--ledger={path}", "--delta=1e-2", "--json"]
+    assert main(options) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["population"] == 1000
+    assert "delta_too_large" in [caveat["id"] for caveat in result["caveats"]]
+    assert main([*options, "--N=999"]) == 2
+    assert "Leave out --N" in capsys.readouterr().err
+    # Of two trainings only what they share; files without it are read as before.
+    other = Ledger.from_json(ledger_of(3).to_json(about=about | {"model": "other"}))
+    known.merge(other)
+    assert known.about == {k: v for k, v in about.items() if k != "model"}
+    known.merge(ledger_of(1))
+    assert known.about == {}
+
+
+@pytest.mark.parametrize("about", [[], {"examples": [1]}, {"model": None}])
+def test_damaged_facts_beside_the_releases_are_refused(about) -> None:
+    content = json.loads(ledger_of(5).to_json()) | {"about": about}
+    with pytest.raises(ValueError, match="about is"):
+        Ledger.from_json(json.dumps(content))
