@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -470,7 +471,18 @@ class PrivateTraining(InCheckpoints, _Mixin):
         """As keras.Model.save; the ledger is in the file, and readable beside it."""
         super().save(filepath, *args, **kwargs)
         with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
-            sidecar.write(self.privacy_ledger.to_json())
+            sidecar.write(self.privacy_ledger.to_json(about=self._about()))
+
+    def _about(self) -> dict[str, str | int | float]:
+        """What a readable ledger says beside the releases."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        about: dict[str, str | int | float] = {"model": self.name, "saved_at": now}
+        if self._privacy.population is not None:
+            about["examples"] = self._privacy.population
+        target = getattr(self.optimizer, "target", None)
+        if target is not None:
+            about |= {"target_epsilon": target.epsilon, "target_delta": target.delta}
+        return about
 
     def _owned(self) -> tuple[Owner, Any]:
         return self._privacy.account.owner, self.weights

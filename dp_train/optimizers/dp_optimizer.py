@@ -498,6 +498,8 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
         if planned_steps == 0:
             return 0
+        name = type(self).__name__
+        ledger.remark("several_deltas", f"{name} at delta {target.delta:g}")
         self._noise_multiplier = target.noise_multiplier(
             ledger,
             lambda noise: sampling.event(GaussianEvent(noise)),

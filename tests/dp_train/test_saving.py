@@ -1,6 +1,7 @@
 """The ledger belongs to the model: it travels, is merged, and is never lowered."""
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from models import (
 )
 
 import dp_train
-from accounting import Ledger
+from accounting import Ledger, compute_dp_sgd_privacy
 
 
 def trained(builder=BUILDERS["functional"], steps=3):
@@ -79,7 +80,27 @@ def test_sidecar_is_the_ledger_in_readable_form(tmp_path):
     model = trained()
     model.save(tmp_path / "model.keras")
     text = (tmp_path / "model.keras.ledger.json").read_text()
-    assert Ledger.from_json(text).releases == model.privacy_ledger.releases
+    found = Ledger.from_json(text)
+    assert found.releases == model.privacy_ledger.releases
+    assert found.about["examples"] == len(data()[0])
+    assert found.about["model"] == model.name
+    assert {"saved_at", "examples", "model"} <= set(found.about)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
+def test_command_reads_the_ledger_in_every_file_of_a_model(tmp_path, capsys, name):
+    model = trained()
+    path = tmp_path / name
+    if name == "model.weights.h5":
+        model.save_weights(path)
+    else:
+        model.save(path)
+        (tmp_path / f"{name}.ledger.json").unlink()
+    capsys.readouterr()
+    options = [f"--ledger={path}", "--delta=1e-5", "--json"]
+    assert compute_dp_sgd_privacy.main(options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["epsilon"] == model.privacy_report(1e-5).epsilon.to_dict()
 
 
 def test_legacy_h5_file_carries_the_ledger(tmp_path):
