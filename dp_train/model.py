@@ -180,6 +180,7 @@ class PrivateTraining(_Mixin):
             variables=tuple(self.trainable_variables),
             data_free_gradients=tuple(data_free),
             debtors=state.owing.debtors,
+            is_reached=state.plan.is_reached,
         )
 
         def release() -> tf.Tensor:
@@ -468,6 +469,7 @@ def clipped_gradients(
         account=Account(model.privacy_ledger, sampling),
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
+        is_reached=model._privacy.plan.is_reached,
     )
 
 

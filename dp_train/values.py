@@ -132,6 +132,9 @@ class ClippedSum:
         variables: the weights that the gradients belong to.
         data_free_gradients: gradients of the regularisers, which read weights only;
             added after the noise. None where a variable has none.
+        is_reached: for each variable, whether an example's gradient can be other than
+            0 there; a fact of the traced step, never of the data. Others are no part of
+            the release: they get no noise either. () for all.
         debtors: for each variable whose noise is drawn only when it is read, who does
             that; the gradient then is an IndexedSlices. None elsewhere, () for nowhere.
     """
@@ -143,6 +146,7 @@ class ClippedSum:
     variables: tuple[keras.Variable, ...]
     data_free_gradients: tuple[tf.Tensor | None, ...]
     debtors: tuple[Debtor | None, ...] = ()
+    is_reached: tuple[bool, ...] = ()
     _is_used: bool = field(default=False, repr=False)
 
     def take(self) -> tuple[tf.Tensor | tf.IndexedSlices, ...]:

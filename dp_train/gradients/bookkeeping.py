@@ -41,7 +41,7 @@ from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
 
 Call = AloneCall | TableCall
 
-NOISE_ONLY = "noise only"
+NOT_REACHED = "left as it is"
 """The rule of a weight that the loss does not reach."""
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
@@ -92,7 +92,7 @@ def clipped_sum_of_call(
     y_pred: Any,
     reads: Sequence[Sequence[tf.Tensor]],
     l2_norm_clip: float,
-) -> list[tf.Tensor]:
+) -> tuple[list[tf.Tensor], tuple[bool, ...]]:
     """Sum of clipped gradients of a forward pass that somebody else traced.
 
     Args:
@@ -102,6 +102,9 @@ def clipped_sum_of_call(
         y_pred: what the call returned.
         reads: for each variable, the tensors that its values were read to.
         l2_norm_clip: C > 0.
+
+    Returns:
+        (sums, is_reached): for each variable, the sum, and whether the loss reaches it.
 
     Raises:
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
@@ -128,7 +131,8 @@ def clipped_sum_of_call(
     is_real = None
     if weights:
         is_real = tf.reduce_any(tf.concat([tf.not_equal(w, 0) for w in weights], 1), 1)
-    return traced.clipped_sum(l2_norm_clip, is_real)
+    is_reached = tuple(c is not None for c in traced.contributions)
+    return traced.clipped_sum(l2_norm_clip, is_real), is_reached
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class PlanRow:
     Attributes:
         variable: its path.
         sites: ops at which it meets data.
-        rule: of the kernel; NOISE_ONLY where the loss does not reach it.
+        rule: of the kernel; NOT_REACHED where the loss does not reach it.
         kept_per_row: numbers in memory for each example until the sum.
         scratch_per_row: numbers in memory for each example while they are computed.
     """
@@ -174,7 +178,7 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
             PlanRow(
                 variable.path,
                 ", ".join(f"{n} x {op}" if n > 1 else op for op, n in places.items()),
-                NOISE_ONLY if contribution is None else contribution.rule,
+                NOT_REACHED if contribution is None else contribution.rule,
                 0 if contribution is None else contribution.kept_per_row,
                 0 if contribution is None else contribution.scratch_per_row,
             )

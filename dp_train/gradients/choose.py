@@ -83,6 +83,7 @@ class Plan:
         program: the engine, compiled by XLA; None if it is not.
         not_compiled: why, where that was asked for.
         notes: further lines to print.
+        is_reached: for each variable, whether the loss reaches it; () for all.
     """
 
     engine: str
@@ -93,6 +94,7 @@ class Plan:
     program: Program | None = None
     not_compiled: str = ""
     notes: tuple[str, ...] = ()
+    is_reached: tuple[bool, ...] = ()
 
     @property
     def compute(self) -> Callable[..., Any]:
@@ -159,9 +161,9 @@ def make_plan(
         except (UnsupportedSiteError, NotCertifiedError) as error:
             refused.append((name, str(error)))
             continue
-        check_weights_are_reached(objective, example, rows)
+        reached = reached_weights(objective, example, rows)
         numbers = _numbers_per_row(name, objective, rows)
-        return Plan(name, tuple(refused), rows, numbers, alone)
+        return Plan(name, tuple(refused), rows, numbers, alone, is_reached=reached)
     ((name, reason),) = refused
     raise NotPrivateError(
         f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
@@ -169,10 +171,12 @@ def make_plan(
     )
 
 
-def check_weights_are_reached(
+def reached_weights(
     objective: Objective, example: Rows, rows: Sequence[bookkeeping.PlanRow]
-) -> None:
-    """Refuses weights that Keras itself would train, and the loss of an example not.
+) -> tuple[bool, ...]:
+    """For each weight, whether the loss of an example reaches it.
+
+    Others are left alone, as Keras does, and refused if Keras would train them.
 
     Weights are tensors in our loss. What looks for a tf.Variable instead finds none.
 
@@ -182,9 +186,10 @@ def check_weights_are_reached(
         rows: of the plan of book-keeping; empty if another engine was chosen.
 
     Raises:
-        NotPrivateError: there are such weights; they are named.
+        NotPrivateError: Keras would train one of the others, which is named; or the
+            loss reaches none.
     """
-    ours = [row.rule != bookkeeping.NOISE_ONLY for row in rows]
+    ours = [row.rule != bookkeeping.NOT_REACHED for row in rows]
     keras_own: list[bool] = []
 
     def trace_ours(rows: Rows) -> tf.Tensor:
@@ -203,7 +208,7 @@ def check_weights_are_reached(
     if not ours:
         tf.function(trace_ours, autograph=False).get_concrete_function(one)
     if all(ours):
-        return
+        return tuple(ours)
     tf.function(trace_keras_own, autograph=False).get_concrete_function(one)
     lost = [
         v.path
@@ -215,10 +220,17 @@ def check_weights_are_reached(
     if lost:
         raise NotPrivateError(
             f"Keras would train {', '.join(lost)}, but an example's gradient does not "
-            "reach there, so that private training would add noise only. A function "
-            "with a gradient of its own, as tf.custom_gradient, that reads a weight "
-            "from outside does that. Hand it the weights as arguments."
+            "reach there, so that private training would leave them as they are. A "
+            "function with a gradient of its own, as tf.custom_gradient, that reads a "
+            "weight from outside does that. Hand it the weights as arguments."
         )
+    if not any(ours):
+        raise NotPrivateError(
+            f"The loss reaches none of the {len(ours)} trainable weights. Nothing would "
+            "be trained, though every step is charged. Look for a stop_gradient, or "
+            "for predictions that were rounded, between weights and loss."
+        )
+    return tuple(ours)
 
 
 def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan:

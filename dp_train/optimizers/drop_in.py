@@ -70,7 +70,7 @@ def clipped_sum_in_fit(
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
     try:
-        gradients = clipped_sum_of_call(
+        gradients, is_reached = clipped_sum_of_call(
             objective, rows, y_pred, reads, l2_norm_clip
         )
     except UnsupportedSiteError as error:
@@ -84,6 +84,7 @@ def clipped_sum_in_fit(
         account=account,
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
+        is_reached=is_reached,
     )
     return clipped_sum, tensors(rows)[0]
 
