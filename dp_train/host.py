@@ -101,6 +101,21 @@ def compute_loss(model: keras.Model, x: Any, y: Any, y_pred: Any, weight: Any) -
     )
 
 
+def weights_in_rank_of(y: Any, weights: Any) -> Any:
+    """Weights [n] in the ranks of the labels, [n, 1, ...], one for each output.
+
+    Keras multiplies them into losses of any rank, and would take the one axis of plain
+    weights for the last axis of losses [n, t]. Other weights stay as they are.
+    """
+    if not tf.is_tensor(weights) or weights.shape.rank != 1 or y is None:
+        return weights
+
+    def one(t: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(weights, [-1] + [1] * (t.shape.rank - 1))
+
+    return keras.tree.map_structure(one, y)
+
+
 def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any]:
     """Feeds every metric of a step, in its graph, and returns what Keras shows.
 
@@ -118,7 +133,10 @@ def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any
         # over no rows is NaN, which would stay in the metric.
         tf.cond(
             tf.size(losses) > 0,
-            lambda: tf.cast(model._compile_loss(y, y_pred, weight), losses.dtype),
+            lambda: tf.cast(
+                model._compile_loss(y, y_pred, weights_in_rank_of(y, weight)),
+                losses.dtype,
+            ),
             lambda: tf.zeros([], losses.dtype),
         )
     return model.compute_metrics(x, y, y_pred, sample_weight=weight)

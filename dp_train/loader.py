@@ -35,7 +35,7 @@ class PoissonLoader(keras.utils.PyDataset):
 
     Raises:
         ValueError: batch_size above N, arrays of different lengths, or arrays that are
-            not dense numbers; or both kinds of weights.
+            not dense numbers; or both kinds of weights, or classes that are not plain.
 
     Example:
         >>> import numpy as np, dp_train
@@ -61,7 +61,7 @@ class PoissonLoader(keras.utils.PyDataset):
                     "class_weight and sample_weight were both given. Which one should "
                     "weight the loss is not clear. Multiply them into sample_weight."
                 )
-            sample_weight = host.class_weight_to_sample_weight(y, class_weight)
+            sample_weight = _class_weights(y, class_weight)
         self.arrays = tuple(_dense(a) for a in (x, y, sample_weight))
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
@@ -136,6 +136,7 @@ class PoissonLoader(keras.utils.PyDataset):
         x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
         if sample_weight is None:
             sample_weight = tf.ones([self.sampling.population])
+        sample_weight = host.weights_in_rank_of(y, sample_weight)
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(drawn.indices, [], tf.int64)
@@ -157,6 +158,33 @@ class PoissonLoader(keras.utils.PyDataset):
         """An epoch of batches for a custom loop, each good for one release."""
         for _ in range(len(self)):
             yield Batch(*self._draw(), sampling=self.sampling)
+
+
+def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
+    """[N] weights, where each example has one class."""
+    several = isinstance(y, dict | tuple) or (
+        isinstance(y, list) and any(hasattr(a, "shape") for a in y)
+    )
+    if several:
+        raise ValueError(
+            f"class_weight was given with labels for {len(y)} outputs. Whose classes "
+            "it weights is not clear. Pass sample_weight, in the structure of y."
+        )
+    labels = np.asarray(y)
+    is_one_hot = np.issubdtype(labels.dtype, np.floating) or bool(
+        np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(axis=-1) == 1)
+    )
+    is_single = labels.ndim == 1 or (
+        labels.ndim == 2 and (labels.shape[-1] == 1 or is_one_hot)
+    )
+    if not is_single:
+        raise ValueError(
+            f"class_weight was given with labels of shape {labels.shape} that are not "
+            "one class an example. Keras would take the place of the largest label for "
+            "the class. Pass sample_weight instead; for integer labels it is "
+            "np.vectorize(class_weight.get)(y)."
+        )
+    return host.class_weight_to_sample_weight(labels, class_weight)
 
 
 def _dense(structure: Any) -> Any:

@@ -527,8 +527,9 @@ def _is_rearranged(tensor: tf.Tensor, reads: Sequence[tf.Tensor]) -> bool:
     """Whether it is one of the reads, entries permuted or negated."""
     while not any(tensor is read for read in reads):
         op = tensor.op
-        is_number = tensor.dtype.is_floating
-        if op.type not in _REARRANGING or not is_number or host.has_foreign_gradient(op):
+        if op.type not in _REARRANGING or not tensor.dtype.is_floating:
+            return False
+        if host.has_foreign_gradient(op):
             return False
         tensor = op.inputs[0]
     return True

@@ -226,9 +226,9 @@ def reached_weights(
         )
     if not any(ours):
         raise NotPrivateError(
-            f"The loss reaches none of the {len(ours)} trainable weights. Nothing would "
-            "be trained, though every step is charged. Look for a stop_gradient, or "
-            "for predictions that were rounded, between weights and loss."
+            f"The loss reaches none of the {len(ours)} trainable weights. Nothing "
+            "would be trained, though every step is charged. Look for a stop_gradient, "
+            "or for predictions that were rounded, between weights and loss."
         )
     return tuple(ours)
 
