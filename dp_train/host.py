@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import re
 import sys
 import threading
 import types
@@ -342,6 +343,13 @@ def with_hidden(structure: Any, hidden: Any) -> Any:
     return keras.tree.map_structure_up_to(structure, one, structure, hidden)
 
 
+def own_words(error: Exception) -> str:
+    """The message, without what Keras says around it of the layer and its arguments."""
+    text = str(error)
+    found = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
+    return found[1] if found else text
+
+
 def has_mask(tensor: Any) -> bool:
     """Whether Keras hid a mask on the tensor."""
     return getattr(tensor, "_keras_mask", None) is not None
@@ -655,7 +663,17 @@ def vectorized_map(
 
     Inside an XLA program the map would be a function of its own. Its sizes are values
     there, and XLA compiles anew for each value of what they were computed beside.
+
+    Raises:
+        NotImplementedError: TensorFlow cannot map what the function does.
     """
+    is_traced: list[bool] = []
+
+    def traced(elements: list[tf.Tensor]) -> Any:
+        result = function(elements)
+        is_traced[:] = [True]
+        return result
+
     registry = pfor._pfor_converter_registry
     logger = tf.get_logger()
     registry["BatchMatMulV2"] = _convert_batch_matmul
@@ -664,7 +682,14 @@ def vectorized_map(
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
         with _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}):
-            return tf.vectorized_map(function, elements, warn=False)
+            return tf.vectorized_map(traced, elements, warn=False)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not is_traced:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise NotImplementedError(
+            f"TensorFlow has no map over examples for it: {reason}"
+        ) from error
     finally:
         logger.removeFilter(_is_for_users)
         registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL

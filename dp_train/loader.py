@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import host
-from dp_train.gradients.structures import map_rows
+from dp_train.gradients.structures import check_dense, map_rows
 from dp_train.sampling import DrawnSampling, PoissonSampling
 from dp_train.values import Batch
 
@@ -200,6 +200,7 @@ def _dense(structure: Any) -> Any:
 
 def _dense_array(array: Any) -> np.ndarray[Any, Any]:
     """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
+    check_dense(array)
     dense = np.asarray(array)
     if dense.dtype == object or dense.ndim == 0:
         raise ValueError(

@@ -16,7 +16,12 @@ from dp_train.clipping import check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
-from dp_train.gradients.structures import map_rows, row_count, tensors
+from dp_train.gradients.structures import (
+    check_dense,
+    map_rows,
+    row_count,
+    tensors,
+)
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import (
@@ -302,6 +307,7 @@ class PrivateTraining(_Mixin):
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
+            check_dense(example)
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)
@@ -361,6 +367,7 @@ class PrivateTraining(_Mixin):
         expected_batch_size, or else the number of rows of this batch.
         """
         check_ready(self)
+        check_dense((x, y, sample_weight))
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)

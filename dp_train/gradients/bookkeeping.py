@@ -438,7 +438,10 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
 
     # Only by these may the loss reach the batch.
     elements = [tf.identity(t) for t in tensors(given)]
-    losses = host.vectorized_map(one, elements)
+    try:
+        losses = host.vectorized_map(one, elements)
+    except NotImplementedError as error:
+        raise UnsupportedSiteError(f"the loss cannot be mapped ({error})") from error
     ends = {t.op for t in elements}
     needed = separation.ancestors([losses], map(id, ends)) - set(map(id, ends))
     if needed & forward & _ops_with_data(tensors(rows)):
@@ -580,8 +583,7 @@ def _contribution(
         ((site, uses),) = groups
         return together(uses), site.weight
     moved = [
-        _moved_to_weight(reads, site.weight, together(uses))
-        for site, uses in groups
+        _moved_to_weight(reads, site.weight, together(uses)) for site, uses in groups
     ]
     every = [*moved, *alone]
     if len({type(c) for c in every}) > 1:

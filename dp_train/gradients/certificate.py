@@ -4,7 +4,8 @@ On a few made-up rows and shaken weights, the clipped sums of the engine are com
 with those of batch-of-one autodiff. It catches what shape checks cannot: a layer that
 mixes examples, a time-major reshape whose length equals the batch, a faulty kernel of
 the host. Layers with seeds of their own are switched off and the others are training;
-where something still draws, nothing is training.
+where something still draws, nothing is training. At last the engine runs as it will,
+with random layers on, which draw otherwise in the loop.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _NOISE = 32.0
 """What of a gradient so many times a rounding moves is nothing but rounding."""
 _SMALL = 1e-3
 """Of the largest gradient; only smaller ones are asked whether they are 0 in truth."""
+_FAILURES = NotImplementedError, TypeError, ValueError, tf.errors.OpError
+"""What an engine raises that cannot compute this model."""
+_DRAWS = 3
+"""What a random layer does may depend on what it draws."""
 _CLIPS = (1e-3, 1e6)
 """All examples clipped, so that norms count; none clipped, so that sums do."""
 _MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
@@ -66,6 +71,29 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
         training = not draws(objective, rows)
         quiet = dataclasses.replace(objective, seed_states=[], training=training)
         _certify(engine, quiet, rows)
+    _run_as_it_will(engine, objective, rows)
+
+
+def _run_as_it_will(
+    engine: Callable[..., Any], objective: Objective, rows: Rows
+) -> None:
+    """Runs the engine with random layers on: each draws its own, but must draw."""
+    run = tf.function(
+        lambda rows, keys: engine(objective, rows, keys, 1.0, tf.ones([ROWS], tf.bool)),
+        autograph=False,
+    )
+    generator = np.random.default_rng(8)
+    try:
+        for _ in range(_DRAWS):
+            keys = [
+                tf.cast(generator.integers(0, 2**31, (ROWS, 2)), state.dtype)
+                for state in objective.seed_states
+            ]
+            run(rows, keys)
+    except _FAILURES as error:
+        raise NotCertifiedError(
+            f"it fails on made-up rows where layers draw ({reason_of(error)})"
+        ) from error
 
 
 def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> None:
@@ -97,7 +125,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
                 return
             if off > _FLIPS:
                 break
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    except _FAILURES as error:
         raise NotCertifiedError(
             f"it fails on made-up rows ({reason_of(error)})"
         ) from error
@@ -124,9 +152,7 @@ def shaken(objective: Objective, seed: int, times: float = 1.0) -> list[tf.Tenso
     for v in objective.variables:
         shake = generator.standard_normal(v.shape, np.float32)
         scale = times * min(0.1, max(1, math.prod(v.shape[:-1])) ** -0.5)
-        shaken.append(
-            tf.convert_to_tensor(v.value) + tf.cast(scale * shake, v.dtype)
-        )
+        shaken.append(tf.convert_to_tensor(v.value) + tf.cast(scale * shake, v.dtype))
     return shaken
 
 
@@ -143,10 +169,11 @@ def _rounded(objective: Objective, weights: list[tf.Tensor]) -> list[tf.Tensor]:
 
 def reason_of(error: Exception) -> str:
     """The line of an error that says what is wrong, not where TensorFlow met it."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in host.own_words(error).splitlines()]
     places = ("Graph execution error", "Detected at node", "<stack traces", "File ")
     said = [line for line in lines if line and not line.startswith(places)]
-    return re.sub(r" graph \S*\[.*?\]", "", (said or lines or [repr(error)])[0])
+    named = r" graph \S*\[.*?\]|\{\{.*?\}\} ?"
+    return re.sub(named, "", (said or lines or [repr(error)])[0])
 
 
 def made_up_rows(example: Rows) -> Rows:

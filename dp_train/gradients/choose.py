@@ -23,7 +23,6 @@ from dp_train.gradients import bookkeeping, loop, vectorized
 from dp_train.gradients.certificate import (
     NotCertifiedError,
     certify,
-    made_up_rows,
     reason_of,
 )
 from dp_train.gradients.compiled import Program
@@ -37,7 +36,6 @@ from dp_train.gradients.structures import (
     tensors,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
-from dp_train.made_up import ROWS
 
 ENGINES: dict[str, Callable[..., Any]] = {
     "bookkeeping": bookkeeping.clipped_sum,
@@ -159,7 +157,7 @@ def make_plan(
             if name != "loop":
                 certify(ENGINES[name], objective, example)
         except (UnsupportedSiteError, NotCertifiedError) as error:
-            refused.append((name, str(error)))
+            refused.append((name, reason_of(error)))
             continue
         reached = reached_weights(objective, example, rows)
         numbers = _numbers_per_row(name, objective, rows)
@@ -245,11 +243,6 @@ def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan
     program = Program(ENGINES[plan.engine], rows)
     try:
         certify(program, objective, example)
-        if objective.seed_states:
-            # Certified with random layers off: a program of its own.
-            keys = [tf.zeros([ROWS, 2], s.dtype) for s in objective.seed_states]
-            is_real = tf.zeros([ROWS], tf.bool)
-            program(objective, made_up_rows(example), keys, 1.0, is_real)
     except (UnsupportedSiteError, NotCertifiedError, tf.errors.OpError) as error:
         why = reason_of(error)
         warnings.warn(
@@ -289,13 +282,13 @@ def plan_rows(
             layer = error.layer
             if layer is None or layer in alone:
                 raise
-            alone[layer] = str(error)
+            alone[layer] = reason_of(error)
             # What two layers of a class need, the others most likely need too.
             same = [
                 s for s in host.sublayers(objective.model) if type(s) is type(layer)
             ]
             if sum(s in alone for s in same) > 1:
-                alone |= dict.fromkeys(same, str(error))
+                alone |= dict.fromkeys(same, alone[layer])
 
 
 def _numbers_per_row(

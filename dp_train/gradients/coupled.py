@@ -103,10 +103,10 @@ def _check(objective: Objective, rows: Rows) -> None:
         return  # a mask of Keras normalises over the batch, and is no comparison
     warnings.warn(
         "Part of the loss compares examples, or is normalised over all of them: on "
-        "made-up rows it is no sum of losses of each (load balancing of experts and "
-        "Dice over a batch are such). Each example is trained here on the loss that it "
-        "has alone. If another one is meant, put what belongs together into one "
-        "example.",
+        "made-up rows it is no sum of losses of each (load balancing of experts, Dice "
+        "over a batch and layers that mix examples are such). Each example is trained "
+        "here on the loss that it has alone. If another one is meant, put what belongs "
+        "together into one example.",
         UserWarning,
         stacklevel=2,
     )

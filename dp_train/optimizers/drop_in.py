@@ -23,7 +23,7 @@ from dp_train.gradients.objective import (
     data_free_gradients,
 )
 from dp_train.gradients.separation import ancestors
-from dp_train.gradients.structures import map_rows, tensors
+from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.values import Account, ClippedSum
@@ -66,6 +66,7 @@ def clipped_sum_in_fit(
             "give the optimizer expected_batch_size, or a PoissonLoader "
             "(loader.dataset_for(optimizer))",
         )
+    check_dense(rows)
     _check_step(model, rows, y_pred)
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]

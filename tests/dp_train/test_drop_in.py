@@ -645,7 +645,11 @@ def two_heads():
 
 
 OF_SEVERAL_VALUES = {
-    "tokens": (per_token, LOGITS(from_logits=True), lambda g: g.integers(0, 3, (ROWS, 4))),
+    "tokens": (
+        per_token,
+        LOGITS(from_logits=True),
+        lambda g: g.integers(0, 3, (ROWS, 4)),
+    ),
     "vectors": (per_token, "mse", lambda g: g.standard_normal((ROWS, 4, 3))),
     "tokens in a column": (
         per_token,
@@ -685,7 +689,9 @@ def test_labels_of_several_values_an_example_train_as_in_the_loop(
             loader = dp_train.PoissonLoader(x, y, weight, batch_size=ROWS)
             data = loader.dataset_for(optimizer) if model is plain else loader
             changes.append(
-                change(model, lambda m=model, d=data: m.fit(d, shuffle=False, verbose=0))
+                change(
+                    model, lambda m=model, d=data: m.fit(d, shuffle=False, verbose=0)
+                )
             )
     scale = max(np.abs(c).max() for c in changes[1])
     assert scale > 1e-3

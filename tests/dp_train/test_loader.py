@@ -100,7 +100,12 @@ def test_class_weight_needs_one_class_an_example(labels, said):
 
 @pytest.mark.parametrize(
     "labels",
-    [[0, 1, 1], np.array([[0], [1], [1]]), np.eye(2)[[0, 1, 1]], np.eye(2, dtype=int)[[0, 1, 1]]],
+    [
+        [0, 1, 1],
+        np.array([[0], [1], [1]]),
+        np.eye(2)[[0, 1, 1]],
+        np.eye(2, dtype=int)[[0, 1, 1]],
+    ],
     ids=["list", "column", "one-hot", "one-hot integers"],
 )
 def test_class_weight_weights_one_class_an_example(labels):
