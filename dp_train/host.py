@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src import backend as keras_backend
 from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
@@ -443,6 +444,40 @@ def random_layers_off(model: keras.Model) -> Iterator[None]:
         return off
 
     with replaced_calls([s for s in sublayers(model) if s._seed_generators], around):
+        yield
+
+
+_CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
+    "normal": lambda shape, mean=0.0, stddev=1.0, dtype=None, seed=None: _constant(
+        shape, mean + 0.3 * stddev, dtype
+    ),
+    "truncated_normal": lambda shape, mean=0.0, stddev=1.0, dtype=None, seed=None: (
+        _constant(shape, mean + 0.3 * stddev, dtype)
+    ),
+    "uniform": lambda shape, minval=0.0, maxval=1.0, dtype=None, seed=None: _constant(
+        shape, minval + 0.3 * (maxval - minval), dtype
+    ),
+    "randint": lambda shape, minval, maxval, dtype="int32", seed=None: _constant(
+        shape, minval, dtype
+    ),
+    "dropout": lambda inputs, rate, noise_shape=None, seed=None: tf.identity(inputs),
+    "shuffle": lambda x, axis=0, seed=None: tf.identity(x),
+}
+"""For the functions of keras.random, one number for every draw."""
+
+
+def _constant(shape: Any, value: Any, dtype: Any) -> tf.Tensor:
+    return tf.fill(shape, tf.cast(value, dtype or keras.config.floatx()))
+
+
+@contextmanager
+def constant_draws() -> Iterator[None]:
+    """Inside the block most functions of keras.random draw one number again and again.
+
+    Engines draw otherwise from the same seeds, so that with draws of their own their
+    results could not be compared.
+    """
+    with _replaced(keras_backend.random, _CONSTANT_DRAWS):
         yield
 
 

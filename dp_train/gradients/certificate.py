@@ -3,9 +3,9 @@
 On a few made-up rows and shaken weights, the clipped sums of the engine are compared
 with those of batch-of-one autodiff. It catches what shape checks cannot: a layer that
 mixes examples, a time-major reshape whose length equals the batch, a faulty kernel of
-the host. Layers with seeds of their own are switched off and the others are training;
-where something still draws, nothing is training. At last the engine runs as it will,
-with random layers on, which draw otherwise in the loop.
+the host. Meanwhile draws are constants, and a layer that draws otherwise is switched
+off. At last the engine runs as it will, with random layers on, which draw otherwise in
+the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -38,7 +39,7 @@ _NOISE = 32.0
 """What of a gradient so many times a rounding moves is nothing but rounding."""
 _SMALL = 1e-3
 """Of the largest gradient; only smaller ones are asked whether they are 0 in truth."""
-_FAILURES = NotImplementedError, TypeError, ValueError, tf.errors.OpError
+FAILURES = NotImplementedError, TypeError, ValueError, tf.errors.OpError
 """What an engine raises that cannot compute this model."""
 _DRAWS = 3
 """What a random layer does may depend on what it draws."""
@@ -49,6 +50,10 @@ _MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
 
 class NotCertifiedError(Exception):
     """The engine gave other clipped sums than the loop, or could not be compared."""
+
+
+class _NoGradientError(NotCertifiedError):
+    """The loop gave nothing to compare with."""
 
 
 def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> None:
@@ -63,15 +68,37 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
         NotCertifiedError: they differ by more than TOLERANCE, however the weights are
             shaken, or by more than a flip; the message names the variable.
     """
-    rows = made_up_rows(example)
+    for is_positive in (False, True):
+        rows = made_up_rows(example, is_positive=is_positive)
+        try:
+            with nothing_drawn(objective, rows) as quiet:
+                _certify(engine, quiet, rows)
+            break
+        except _NoGradientError:
+            # Logarithms, say, of what is never negative.
+            if is_positive:
+                raise
+    if objective.seed_states:
+        _run_as_it_will(engine, objective, rows)
+
+
+@contextmanager
+def nothing_drawn(objective: Objective, rows: Rows) -> Iterator[Objective]:
+    """Inside the block this objective has the same value each time, if any has.
+
+    Draws are constants. Where something still draws, layers with seeds of their own are
+    not training, and if that is not enough, nothing is.
+    """
+    quiet = dataclasses.replace(objective, seed_states=[])
     if not objective.seed_states:
-        _certify(engine, objective, rows)
+        yield quiet
         return
-    with host.random_layers_off(objective.model):
-        training = not draws(objective, rows)
-        quiet = dataclasses.replace(objective, seed_states=[], training=training)
-        _certify(engine, quiet, rows)
-    _run_as_it_will(engine, objective, rows)
+    with host.constant_draws():
+        if not _draws(objective, rows):
+            yield quiet
+            return
+        with host.random_layers_off(objective.model):
+            yield dataclasses.replace(quiet, training=not _draws(objective, rows))
 
 
 def _run_as_it_will(
@@ -90,7 +117,7 @@ def _run_as_it_will(
                 for state in objective.seed_states
             ]
             run(rows, keys)
-    except _FAILURES as error:
+    except FAILURES as error:
         raise NotCertifiedError(
             f"it fails on made-up rows where layers draw ({reason_of(error)})"
         ) from error
@@ -125,7 +152,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
                 return
             if off > _FLIPS:
                 break
-    except _FAILURES as error:
+    except FAILURES as error:
         raise NotCertifiedError(
             f"it fails on made-up rows ({reason_of(error)})"
         ) from error
@@ -134,7 +161,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
     )
 
 
-def draws(objective: Objective, rows: Rows) -> bool:
+def _draws(objective: Objective, rows: Rows) -> bool:
     """Whether a training call draws numbers: each engine would draw others."""
     with keras.StatelessScope(collect_losses=True) as scope:
         host.call_model(objective.model, rows[0])
@@ -176,11 +203,11 @@ def reason_of(error: Exception) -> str:
     return re.sub(named, "", (said or lines or [repr(error)])[0])
 
 
-def made_up_rows(example: Rows) -> Rows:
-    """ROWS rows that a loss can be computed on."""
+def made_up_rows(example: Rows, *, is_positive: bool = False) -> Rows:
+    """ROWS rows that a loss can be computed on; inputs in [0, 1) if positive."""
     x, y, sample_weight = example
     return (
-        made_up(x),
+        made_up(x, is_positive=is_positive),
         made_up(y, is_positive=True),
         made_up(sample_weight, is_positive=True),
     )
@@ -206,7 +233,7 @@ def _difference(
     scales = [_largest(e) for e in expected]
     largest = max(scales)
     if not 0 < largest < math.inf:
-        raise NotCertifiedError("made-up rows give no finite gradient to compare")
+        raise _NoGradientError("made-up rows give no finite gradient to compare")
     found, moved = [], None
     for i, variable in enumerate(objective.variables):
         error, scale = _largest(sums[i] - expected[i]), scales[i]
