@@ -450,13 +450,16 @@ def clipped_gradients(
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
     sampling: Sampling
-    if isinstance(x, Batch):
+    is_drawn = isinstance(x, Batch)
+    if is_drawn:
         sampling = x.sampling
         x, y, sample_weight = x.take()
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
-    host.outside_of_tracing(lambda: prepare(model, rows, sampling))
+    # The arrays of a loader settle the sizes that the model leaves open.
+    spec = rows if is_drawn else None
+    host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec))
     model._privacy.owing.before_look()
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions

@@ -566,6 +566,18 @@ def test_longer_rows_come_in_smaller_chunks_and_a_callback_may_take_gradients(
     assert sizes[0] == sizes[2] > sizes[1]
 
 
+def test_arrays_of_a_loader_settle_open_sizes_in_custom_loops_too():
+    model = keras.Sequential([keras.Input((None, 3)), layers.LSTM(2), layers.Dense(1)])
+    model = compiled(model, loss="mse")
+    loader = dp_train.PoissonLoader(
+        np.ones((8, 5, 3), "float32"), np.ones((8, 1), "float32"), batch_size=4
+    )
+    for batch in loader:
+        clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+        model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+    assert model.privacy_plan().engine == "bookkeeping"
+
+
 def test_sizes_that_vary_between_batches_stay_open(caplog):
     model = keras.Sequential(
         [keras.Input((None, 3)), layers.LSTM(2, unroll=False), layers.Dense(1)]
