@@ -15,7 +15,7 @@ import tensorflow as tf
 from dp_train import host
 from dp_train.batches import open_batch
 from dp_train.draws import Draws
-from dp_train.gradients.structures import map_rows
+from dp_train.gradients.structures import check_dense, map_rows
 from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
@@ -37,7 +37,7 @@ class PoissonLoader(keras.utils.PyDataset):
 
     Raises:
         ValueError: batch_size above N, arrays of different lengths, or arrays that are
-            not dense numbers; or both kinds of weights.
+            not dense numbers; or both kinds of weights, or classes that are not plain.
 
     Example:
         >>> import numpy as np, dp_train
@@ -63,7 +63,7 @@ class PoissonLoader(keras.utils.PyDataset):
                     "class_weight and sample_weight were both given. Which one should "
                     "weight the loss is not clear. Multiply them into sample_weight."
                 )
-            sample_weight = host.class_weight_to_sample_weight(y, class_weight)
+            sample_weight = _class_weights(y, class_weight)
         self.arrays = tuple(_dense(a) for a in (x, y, sample_weight))
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
@@ -140,9 +140,12 @@ class PoissonLoader(keras.utils.PyDataset):
         x, y, sample_weight = self.arrays
         if sample_weight is None:
             sample_weight = np.ones(self.sampling.population, np.float32)
-        drawn = Draws(self.sampling, (x, y, sample_weight))
+        sample_weight = map_rows(tf.convert_to_tensor, sample_weight)
+        sample_weight = host.weights_in_rank_of(y, sample_weight)
+        rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
+        drawn = Draws(self.sampling, map_rows(np.asarray, rows))
         optimizer.sample_by(drawn)
-        x, y, sample_weight = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
+        x, y, sample_weight = rows
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(drawn.indices, [], tf.int64)
@@ -169,6 +172,33 @@ class PoissonLoader(keras.utils.PyDataset):
             yield Batch(*rows, sampling=self.sampling, number=number)
 
 
+def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
+    """[N] weights, where each example has one class."""
+    several = isinstance(y, dict | tuple) or (
+        isinstance(y, list) and any(hasattr(a, "shape") for a in y)
+    )
+    if several:
+        raise ValueError(
+            f"class_weight was given with labels for {len(y)} outputs. Whose classes "
+            "it weights is not clear. Pass sample_weight, in the structure of y."
+        )
+    labels = np.asarray(y)
+    is_one_hot = np.issubdtype(labels.dtype, np.floating) or bool(
+        np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(axis=-1) == 1)
+    )
+    is_single = labels.ndim == 1 or (
+        labels.ndim == 2 and (labels.shape[-1] == 1 or is_one_hot)
+    )
+    if not is_single:
+        raise ValueError(
+            f"class_weight was given with labels of shape {labels.shape} that are not "
+            "one class an example. Keras would take the place of the largest label for "
+            "the class. Pass sample_weight instead; for integer labels it is "
+            "np.vectorize(class_weight.get)(y)."
+        )
+    return host.class_weight_to_sample_weight(labels, class_weight)
+
+
 def _dense(structure: Any) -> Any:
     """Dense arrays in dicts and tuples; tf.data knows no lists."""
     if isinstance(structure, dict):
@@ -182,6 +212,7 @@ def _dense(structure: Any) -> Any:
 
 def _dense_array(array: Any) -> np.ndarray[Any, Any]:
     """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
+    check_dense(array)
     dense = np.asarray(array)
     if dense.dtype == object or dense.ndim == 0:
         raise ValueError(

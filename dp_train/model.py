@@ -24,7 +24,12 @@ from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
-from dp_train.gradients.structures import map_rows, row_count, tensors
+from dp_train.gradients.structures import (
+    check_dense,
+    map_rows,
+    row_count,
+    tensors,
+)
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owner import Owner
@@ -226,6 +231,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             data_free_gradients=tuple(data_free),
             debtors=state.owing.debtors,
             digest=digest,
+            is_reached=state.plan.is_reached,
         )
 
         def release() -> tf.Tensor:
@@ -354,6 +360,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
+            check_dense(example)
             self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
@@ -454,6 +461,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         expected_batch_size, or else the number of rows of this batch.
         """
         check_ready(self)
+        check_dense((x, y, sample_weight))
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
@@ -554,13 +562,16 @@ def clipped_gradients(
         )
     check_one_replica(model.distribute_strategy)
     sampling: Sampling
-    if isinstance(x, Batch):
+    is_drawn = isinstance(x, Batch)
+    if is_drawn:
         sampling = x.sampling
         x, y, sample_weight = x.take()
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
-    host.outside_of_tracing(lambda: prepare(model, rows, sampling))
+    # The arrays of a loader settle the sizes that the model leaves open.
+    spec = rows if is_drawn else None
+    host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec))
     model._privacy.owing.before_look()
     if tf.executing_eagerly():
         model._privacy.account.owner.look(model.trainable_variables)
@@ -587,6 +598,7 @@ def clipped_gradients(
         account=Account(model._privacy.account.owner, sampling),
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
+        is_reached=model._privacy.plan.is_reached,
     )
 
 

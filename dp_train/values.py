@@ -170,6 +170,9 @@ class ClippedSum:
             added after the noise. None where a variable has none.
         digest: of the rows, int64, by which the charge finds their draw; None where the
             draw was used up before.
+        is_reached: for each variable, whether an example's gradient can be other than
+            0 there; a fact of the traced step, never of the data. Others are no part of
+            the release: they get no noise either. () for all.
         debtors: for each variable whose noise is drawn only when it is read, who does
             that; the gradient then is an IndexedSlices. None elsewhere, () for nowhere.
     """
@@ -182,6 +185,7 @@ class ClippedSum:
     data_free_gradients: tuple[tf.Tensor | None, ...]
     debtors: tuple[Debtor | None, ...] = ()
     digest: tf.Tensor | None = None
+    is_reached: tuple[bool, ...] = ()
     _is_used: bool = field(default=False, repr=False)
 
     def take(self) -> tuple[tf.Tensor | tf.IndexedSlices, ...]:

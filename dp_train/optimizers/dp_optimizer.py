@@ -272,7 +272,14 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         gradients = clipped_sum.take()
         for gradient in gradients:
             check_is_real(gradient)
-        debtors = clipped_sum.debtors or (None,) * len(gradients)
+        extras = clipped_sum.data_free_gradients
+        is_reached = clipped_sum.is_reached or (True,) * len(gradients)
+        debtors = [
+            debtor if reached else None
+            for debtor, reached in zip(
+                clipped_sum.debtors or (None,) * len(gradients), is_reached, strict=True
+            )
+        ]
         if any(debtors) and not self.is_plain_sgd:
             raise NotPrivateError(
                 f"The noise of an embedding table was to be drawn later, and "
@@ -280,7 +287,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                 "a sum. The released weights would hide less than was accounted. "
                 "Compile again after changing the optimizer."
             )
-        now = [i for i, debtor in enumerate(debtors) if debtor is None]
+        now = [i for i, d in enumerate(debtors) if d is None and is_reached[i]]
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
@@ -288,18 +295,26 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             self.noise_source, shapes, dtype, begin_release, clipped_sum.digest
         )
         noise = dict(zip(now, drawn, strict=True))
-        extras = clipped_sum.data_free_gradients
         divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
 
         def update() -> None:
             divisors = {g.dtype: tf.cast(divisor, g.dtype) for g in gradients}
-            noised = [
-                _average(g, noise.get(i), divisors[g.dtype], extras[i])
+            noised = {
+                i: _average(g, noise.get(i), divisors[g.dtype], extras[i])
                 for i, g in enumerate(gradients)
-            ]
+                if is_reached[i]
+            }
+            # As in Keras, a weight without a gradient stays as it is.
+            noised |= {
+                i: tf.identity(tf.cast(extra, gradients[i].dtype))
+                for i, extra in enumerate(extras)
+                if extra is not None and not is_reached[i]
+            }
             # Never before the charge, also where nothing else of it is needed.
             with tf.control_dependencies([stddev]):
-                self.inner_optimizer.apply(noised, variables)
+                self.inner_optimizer.apply(
+                    list(noised.values()), [variables[i] for i in noised]
+                )
 
         if any(debtors):
             # The update is weights - rate * average: this is the noise's share of it.

@@ -25,7 +25,7 @@ from dp_train.gradients.objective import (
     data_free_gradients,
 )
 from dp_train.gradients.separation import ancestors
-from dp_train.gradients.structures import map_rows, tensors
+from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
@@ -106,6 +106,7 @@ def clipped_sum_in_fit(
             "give the optimizer expected_batch_size, or a PoissonLoader "
             "(loader.dataset_for(optimizer))",
         )
+    check_dense(rows)
     _check_is_alone(model, variables, account)
     if isinstance(account.sampling, UnverifiedSampling):
         sizes.check(rows)
@@ -126,7 +127,7 @@ def clipped_sum_in_fit(
         for key in host.redirect_reads(state, _graph(), functools.partial(_key, state))
     ]
     try:
-        gradients = clipped_sum_of_call(
+        gradients, is_reached = clipped_sum_of_call(
             objective, rows, y_pred, reads, keys, l2_norm_clip
         )
     except UnsupportedSiteError as error:
@@ -141,6 +142,7 @@ def clipped_sum_in_fit(
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
         digest=digest_of(rows),
+        is_reached=is_reached,
     )
     end = len(_graph().get_operations())
     return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)
