@@ -262,6 +262,7 @@ class Ledger:
         foreign, remarks = other._snapshot(), dict(other._remarks)
         with self._lock:
             self._remarks |= remarks
+            self._latest = self._latest or other._latest
             for run_id, theirs in foreign.items():
                 ours = self._runs.get(run_id, [])
                 merged = _longer(ours, theirs)

@@ -106,7 +106,7 @@ class Stops(keras.callbacks.Callback):
     """Notes a fit that ended before its plan was done, as a callback and a context.
 
     Args:
-        ledger: of the model.
+        ledger: the model's, asked when fit ends: models may have met meanwhile.
         planned_steps: number of steps, asked when training begins; None if unknown.
         made: the number of releases of this fit.
         is_exhausted: whether a budget holds back what is left.
@@ -114,7 +114,7 @@ class Stops(keras.callbacks.Callback):
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Callable[[], Ledger],
         planned_steps: Callable[[], int | None],
         made: Callable[[], int],
         is_exhausted: Callable[[], bool],
@@ -137,7 +137,7 @@ class Stops(keras.callbacks.Callback):
             return
         what = f"a fit ended after {made} of {planned} steps"
         by = "" if kind is None else f", by {kind.__name__}"
-        self._ledger.forgo(planned - made, what + by)
+        self._ledger().forgo(planned - made, what + by)
         if kind is None:
             warnings.warn(
                 f"{what[0].upper()}{what[1:]}. If that was decided on earlier results, "

@@ -377,7 +377,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
 
         state = self._privacy
         stops = looking.Stops(
-            ledger,
+            lambda: self.privacy_ledger,
             planned_steps,
             lambda: int(state.releases),
             lambda: state.is_exhausted,

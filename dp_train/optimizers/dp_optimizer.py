@@ -455,6 +455,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         self._expected_batch_size = size
         self.account.sampling = sampling
+        self._sizes = FixedSizes()
 
     # ------------------------------------------------------------------- the budget
 
