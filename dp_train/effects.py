@@ -82,7 +82,8 @@ def check(
         if is_free or host.is_own_call(effect.function):
             continue
         if kind in _READS:
-            if readers is not None and id(effect.op) not in readers:
+            is_reader = readers is None or id(effect.op) in readers
+            if not is_reader or not effect.is_needed:
                 continue
             if given & forbidden:
                 raise _of_read(what(effect), effect)

@@ -220,6 +220,7 @@ class Effect(NamedTuple):
         type, name: of the op in question.
         handles: ids of the handles of variables and tables that it is given.
         function: what a call of the host runs; None for other ops.
+        is_needed: whether what its function, or graph, gives depends on what it gives.
     """
 
     op: tf.Operation
@@ -227,6 +228,7 @@ class Effect(NamedTuple):
     name: str
     handles: tuple[int, ...]
     function: Any
+    is_needed: bool
 
 
 _CALLS = {
@@ -263,7 +265,7 @@ def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
             outside.get(id(t), id(t)) if t.dtype == tf.resource else None
             for t in map(_not_copied, op.inputs)
         ]
-        yield from _effects_of_node(op, op.node_def, handles)
+        yield from _effects_of_node(op, op.node_def, handles, True)
 
 
 def _captured(graph: Any) -> dict[int, int]:
@@ -282,17 +284,18 @@ def _not_copied(t: tf.Tensor) -> tf.Tensor:
 
 
 def _effects_of_node(
-    op: tf.Operation, node: Any, handles: Sequence[int | None]
+    op: tf.Operation, node: Any, handles: Sequence[int | None], is_needed: bool
 ) -> Iterator[Effect]:
     """Effects of a node behind an op; of its inputs only the handles are known."""
     if node.op in _CALLS:
         names, first = _CALLS[node.op]
-        for name in names.split():
-            called = [node.attr[name].func, *node.attr[name].list.func]
+        for key in names.split():
+            called = [node.attr[key].func, *node.attr[key].list.func]
             for function in called:
                 if function.name:
                     given = handles[first:]
-                    yield from _effects_of_function(op, function.name, given)
+                    name = function.name
+                    yield from _effects_of_function(op, name, given, is_needed)
         return
     definition = op_def_registry.get(node.op)
     is_stateful = definition is None or definition.is_stateful
@@ -302,22 +305,45 @@ def _effects_of_node(
     if is_stateful or calls or is_of_host or found:
         token = node.attr["token"].s.decode() if is_of_host else ""
         function = script_ops._py_funcs._funcs.get(token)
-        yield Effect(op, node.op, node.name, found, function)
+        yield Effect(op, node.op, node.name, found, function, is_needed)
 
 
 def _effects_of_function(
-    op: tf.Operation, name: str, handles: Sequence[int | None]
+    op: tf.Operation, name: str, handles: Sequence[int | None], is_needed: bool
 ) -> Iterator[Effect]:
     """Effects of a function that the runtime knows by name."""
     definition = context.context().get_function_def(name)
     arguments = [argument.name for argument in definition.signature.input_arg]
     known: dict[str, int | None] = dict(zip(arguments, handles, strict=True))
+    needed = _needed_nodes(definition) if is_needed else set()
     for node in definition.node_def:
         given = [known.get(i) for i in node.input if not i.startswith("^")]
         if node.op == "Identity":
             known[f"{node.name}:output:0"] = given[0]
         else:
-            yield from _effects_of_node(op, node, given)
+            yield from _effects_of_node(op, node, given, node.name in needed)
+
+
+def _needed_nodes(definition: Any) -> set[str]:
+    """Names of the nodes that the outputs of a function, or its writes, are made of."""
+    inputs = {node.name: node.input for node in definition.node_def}
+    waiting = [name.partition(":")[0] for name in definition.ret.values()]
+    waiting += [node.name for node in definition.node_def if _does(node.op)]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            given = (i for i in inputs.get(name, ()) if not i.startswith("^"))
+            waiting += [i.partition(":")[0] for i in given]
+    return found
+
+
+def _does(name: str) -> bool:
+    """Whether ops of that name do more than to read."""
+    definition = op_def_registry.get(name)
+    is_stateful = definition is None or definition.is_stateful
+    return is_stateful and not name.startswith(("Read", "ResourceGather"))
 
 
 _host_calls: weakref.WeakSet[Any] = weakref.WeakSet()

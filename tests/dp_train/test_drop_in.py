@@ -525,7 +525,8 @@ def test_what_the_graph_does_not_show_is_refused(case):
     with pytest.raises(dp_train.NotPrivateError, match=reason) as refusal:
         model.fit(x, y, batch_size=4, verbose=0)
     if "coupled" not in str(refusal.value) and "couples" not in str(refusal.value):
-        assert "make_private(model)" in str(refusal.value)
+        ways = "make_private(model)", "Use layers without", "Read metrics in callbacks"
+    assert any(way in str(refusal.value) for way in ways)
         assert "clipped_gradients" in str(refusal.value)
     assert model.optimizer.ledger.total == 0
     for a, b in zip(before, model.get_weights(), strict=True):

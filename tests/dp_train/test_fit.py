@@ -416,6 +416,7 @@ def test_functions_run_eagerly_after_compile():
     assert model.privacy_ledger.total == 4
 
 
+@pytest.mark.filterwarnings("ignore:Even though the .*eagerly:UserWarning")
 def test_functions_that_are_run_eagerly_are_traced_all_the_same():
     tf.config.run_functions_eagerly(True)
     try:
