@@ -273,6 +273,7 @@ class Ledger:
             # Of two trainings, what they have in common.
             common = self.about.items() & other.about.items()
             self.about = {k: v for k, v in self.about.items() if (k, v) in common}
+            self._latest = self._latest or other._latest
             for run_id, theirs in foreign.items():
                 ours = self._runs.get(run_id, [])
                 merged = _longer(ours, theirs)

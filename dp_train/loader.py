@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dp_train import host
+from dp_train import arrays, host
 from dp_train.batches import open_batch
 from dp_train.draws import Draws
 from dp_train.gradients.structures import check_dense, map_rows
@@ -64,14 +64,18 @@ class PoissonLoader(keras.utils.PyDataset):
                     "weight the loss is not clear. Multiply them into sample_weight."
                 )
             sample_weight = _class_weights(y, class_weight)
-        self.arrays = tuple(_dense(a) for a in (x, y, sample_weight))
+        check_dense((x, y, sample_weight))
+        named = {"x": x, "y": y, "sample_weight": sample_weight}
+        self.arrays = tuple(arrays.dense(a, name) for name, a in named.items())
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
         if len(lengths) != 1:
             raise ValueError(
                 f"x, y and sample_weight have different numbers of examples: "
-                f"{sorted(lengths)}. An example must keep its label and weight. Pass "
-                "arrays with equal first axes."
+                f"{sorted(lengths)}. An example must keep its label and weight; a list "
+                "of arrays is taken for several inputs. Pass arrays with equal first "
+                "axes, and a list of examples as np.stack(examples)."
             )
+        arrays.warn_of_rows_without_gradient(self.arrays)
         self.sampling = PoissonSampling(lengths.pop(), batch_size)
         self._steps = steps_per_epoch or math.ceil(
             self.sampling.population / batch_size
@@ -109,12 +113,12 @@ class PoissonLoader(keras.utils.PyDataset):
         of the step. Each epoch draws anew.
         """
         x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
-        arrays = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        rows = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(draws.indices, [], tf.int64)
             indices.set_shape([None])
-            return map_rows(lambda t: tf.gather(t, indices), arrays)
+            return map_rows(lambda t: tf.gather(t, indices), rows)
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 
@@ -197,35 +201,6 @@ def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
             "np.vectorize(class_weight.get)(y)."
         )
     return host.class_weight_to_sample_weight(labels, class_weight)
-
-
-def _dense(structure: Any) -> Any:
-    """Dense arrays in dicts and tuples; tf.data knows no lists."""
-    if isinstance(structure, dict):
-        return {name: _dense(value) for name, value in structure.items()}
-    if isinstance(structure, tuple) or (
-        isinstance(structure, list) and any(hasattr(a, "shape") for a in structure)
-    ):
-        return tuple(_dense(value) for value in structure)
-    return None if structure is None else _dense_array(structure)
-
-
-def _dense_array(array: Any) -> np.ndarray[Any, Any]:
-    """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
-    check_dense(array)
-    dense = np.asarray(array)
-    if dense.dtype == object or dense.ndim == 0:
-        raise ValueError(
-            f"The data holds an array of dtype {dense.dtype} and rank {dense.ndim} "
-            f"(from {type(array).__name__}). Poisson sampling picks rows of dense "
-            "arrays. Convert it to a NumPy array of numbers, [examples, ...]."
-        )
-    if (
-        np.issubdtype(dense.dtype, np.floating)
-        and dense.dtype.name != keras.config.floatx()
-    ):
-        dense = dense.astype(keras.config.floatx())
-    return dense
 
 
 def is_batched(x: Any) -> bool:

@@ -17,6 +17,7 @@ from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.alone import owner, recorded_spans
 from dp_train.gradients.separation import ancestors
 from dp_train.made_up import ROWS, made_up
+from dp_train.sizes import named
 
 
 def check_class(model: keras.Model) -> None:
@@ -133,9 +134,10 @@ def check_state_updates(
         variable = named[identity]
         layer = _owner(model, variable)
         raise NotPrivateError(
-            f"Layer {layer.name!r} ({type(layer).__name__}) updates its weight "
-            f"{variable.path!r} from the data during training. That statistic would be "
-            f"released without noise. {_replacement(layer)}"
+            f"Layer {layer.name!r} ({type(layer).__name__}) writes to its weight "
+            f"{variable.path!r} during training, beside the noised update. Only that "
+            "update is accounted: a statistic of the data, written there, would be "
+            f"released without noise. {_replacement(_writer(model, layer))}"
         )
 
     def what(effect: host.Effect) -> str:
@@ -171,9 +173,10 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
     first, second = made_up(x), made_up(x, changed_rows=True)
     if first is None:
         raise NotPrivateError(
-            "The model takes inputs that are not numbers (strings, say). Whether its "
-            "layers keep examples apart cannot be checked on made-up inputs. Move the "
-            "look-up or vectorisation layer out of the model, into the data."
+            f"The model takes inputs that are not numbers: {_not_numbers(x)}. Whether "
+            "its layers keep examples apart cannot be checked on made-up inputs. Move "
+            "the look-up or vectorisation layer out of the model, into the data "
+            "(dataset.map, or its output as an array)."
         )
     try:
         outputs = _outputs(model, first)
@@ -203,12 +206,37 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
     )
 
 
+def _not_numbers(x: Any) -> str:
+    """Names and dtypes of the inputs that are not numbers."""
+    dtypes = [(name, tf.as_dtype(t.dtype)) for name, t in named((x, None, None))]
+    return ", ".join(
+        f"{name} ({dtype.name})"
+        for name, dtype in dtypes
+        if not (dtype.is_floating or dtype.is_integer or dtype.is_bool)
+    )
+
+
+def _writer(model: keras.Model, owner: keras.layers.Layer) -> keras.layers.Layer:
+    """Who writes to a layer's weights: the layer, or one that normalises them."""
+    for layer in host.sublayers(model):
+        wraps = isinstance(layer, keras.layers.SpectralNormalization)
+        if wraps and layer.layer is owner:
+            return layer
+    return owner
+
+
 def _replacement(layer: keras.layers.Layer | None) -> str:
     """What to use instead of a layer that cannot be private."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return (
             "Replace BatchNormalization by keras.layers.GroupNormalization or "
             "LayerNormalization, or freeze it with trainable=False before compile."
+        )
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return (
+            "Replace SpectralNormalization by a kernel_constraint, as "
+            "keras.constraints.MaxNorm, which acts on noised weights; or use the layer "
+            "that it wraps as it is."
         )
     return (
         "Freeze it with trainable=False if that stops it, or replace it by a layer "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,14 @@ class PoissonSampling:
                 f"There must be at least one example to train on. Received: "
                 f"{self.population} examples. Poisson sampling draws from a fixed "
                 "population. Pass non-empty arrays."
+            )
+        size = self.expected_batch_size
+        if isinstance(size, bool) or not isinstance(size, numbers.Real):
+            raise ValueError(
+                f"batch_size must be a number. Received: batch_size={size!r} "
+                f"({type(size).__name__}). Poisson sampling includes each example with "
+                "probability batch_size / examples. Pass the expected number of "
+                "examples of a batch, as 256."
             )
         if not 0 < self.expected_batch_size <= self.population:
             raise ValueError(

@@ -32,7 +32,7 @@ class FixedSizes:
             NotPrivateError: a size is open, or other than in the first batch.
         """
         found = {}
-        for name, tensor in _named(rows):
+        for name, tensor in named(rows):
             shape = tuple(tensor.shape) if _rank(tensor) is not None else (None, None)
             for axis, size in enumerate(shape[1:], 1):
                 if size is None:
@@ -54,7 +54,7 @@ def _rank(tensor: Any) -> int | None:
     return getattr(shape, "rank", len(shape) if isinstance(shape, tuple) else None)
 
 
-def _named(rows: Any) -> list[tuple[str, Any]]:
+def named(rows: Any) -> list[tuple[str, Any]]:
     """Every tensor of (x, y, sample_weight) with its name: x, y['label']."""
     found = []
     for part, value in zip(("x", "y", "sample_weight"), rows, strict=True):

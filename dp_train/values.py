@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import keras
 import tensorflow as tf
@@ -187,6 +187,16 @@ class ClippedSum:
     digest: tf.Tensor | None = None
     is_reached: tuple[bool, ...] = ()
     _is_used: bool = field(default=False, repr=False)
+
+    def __add__(self, other: object) -> NoReturn:
+        raise TypeError(
+            f"A ClippedSum cannot be added to {type(other).__name__}. It pays for one "
+            "release of one batch, and an example in both parts would count with twice "
+            "its clip. Pass the whole batch to clipped_gradients; "
+            "make_private(..., microbatch_size=...) bounds the memory that it takes."
+        )
+
+    __radd__ = __add__
 
     def take(self) -> tuple[tf.Tensor | tf.IndexedSlices, ...]:
         """The gradients, once.

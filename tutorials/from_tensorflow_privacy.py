@@ -1,4 +1,4 @@
-"""Code for TensorFlow Privacy moves over: its import and its data line change.
+"""Code for TensorFlow Privacy moves over: import and data line change, XLA is left out.
 
     python tutorials/from_tensorflow_privacy.py
 
@@ -48,7 +48,10 @@ def main() -> None:
         learning_rate=1.0, momentum=0.9, l2_norm_clip=1.0, noise_multiplier=4.0
     )
     loss = keras.losses.BinaryCrossentropy(reduction="none")
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    # Without XLA, which Keras takes by itself on a GPU and which cannot ask for noise.
+    model.compile(
+        optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=False
+    )
 
     # was: model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=epochs)
     # Those batches were shuffled, and epsilon was computed as if they had been drawn by

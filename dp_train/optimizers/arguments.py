@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar, cast
 
 import keras
@@ -21,6 +22,20 @@ REFUSED_INNER_ARGUMENTS = {
     "loss_scale_factor": "it divides the noised gradient by a factor that was never "
     "multiplied in; use the mixed_bfloat16 policy, which needs no loss scale",
 }
+
+FOREIGN_ARGUMENTS = {
+    "num_microbatches": "TensorFlow Privacy cuts a batch into so many parts and clips "
+    "the mean gradient of each; here every example is clipped by itself, as with "
+    "num_microbatches=batch_size, at the cost of one pass. Leave it out; "
+    "make_private(..., microbatch_size=...) bounds memory",
+}
+
+
+def refuse_foreign(arguments: Iterable[str]) -> None:
+    """Tells what to do without an argument that another library has."""
+    for name in arguments:
+        if name in FOREIGN_ARGUMENTS:
+            raise TypeError(f"{name} is no argument here. {FOREIGN_ARGUMENTS[name]}.")
 
 
 T = TypeVar("T")

@@ -472,6 +472,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         self._expected_batch_size = size
         self.account.sampling = sampling
+        self._sizes = FixedSizes()
 
     # ------------------------------------------------------------------- the budget
 

@@ -29,7 +29,6 @@ from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
-from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum
 
@@ -84,7 +83,7 @@ def clipped_sum_in_fit(
         l2_norm_clip: C > 0.
         expected_batch_size: public divisor of the noised sum, > 0.
         account: where the release is charged.
-        sizes: those of the first ready-made batch.
+        sizes: those of the first batch.
 
     Raises:
         NotPrivateError: the graph does not show what each example contributes; the
@@ -108,8 +107,7 @@ def clipped_sum_in_fit(
         )
     check_dense(rows)
     _check_is_alone(model, variables, account)
-    if isinstance(account.sampling, UnverifiedSampling):
-        sizes.check(rows)
+    sizes.check(rows)
     looking.warn_of_adapted_layers(model, account.ledger)
     fit = host.running_fit()
     if fit is not None:
@@ -202,7 +200,8 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> list[keras.Variab
     """
     if model.jit_compile:
         _refuse(
-            "the step is compiled by XLA, which cannot call the host for secure noise",
+            "the step is compiled by XLA (Keras's own choice where it finds a GPU), "
+            "which cannot call the host for secure noise",
             "compile with jit_compile=False",
         )
     if any(t.graph is not _graph() for t in tensors((rows, y_pred))):

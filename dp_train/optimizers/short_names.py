@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from dp_train.optimizers.arguments import REFUSED_INNER_ARGUMENTS
+from dp_train.optimizers.arguments import REFUSED_INNER_ARGUMENTS, refuse_foreign
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 
 
@@ -29,6 +29,7 @@ class _ShortName(DPOptimizer):
         )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_foreign(kwargs)
         own = {
             name: kwargs.pop(name)
             for name, parameter in inspect.signature(

@@ -63,3 +63,27 @@ def test_loaders_of_any_size_share_a_custom_loop():
                 clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
                 model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
     assert model.privacy_ledger.total == 4
+
+
+def test_trimming_drawn_batches_to_their_longest_is_refused_and_other_loaders_serve():
+    model = padding.model(is_private=False)
+    x, y, weight = padding.tokens(9)
+
+    def trimmed(x, y, weight):
+        longest = tf.reduce_max(tf.math.count_nonzero(x, 1))
+        return x[:, :longest], y, weight
+
+    with padding.without_noise():
+        for length in (6, 9):
+            rows = padding.tokens(length)
+            optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=0.0)
+            model.compile(optimizer, loss="mse")
+            drawn = dp_train.PoissonLoader(*rows, batch_size=8).dataset_for(optimizer)
+            model.fit(drawn, shuffle=False, verbose=0)
+        assert optimizer.ledger.total == 4
+        drawn = dp_train.PoissonLoader(x, y, weight, batch_size=8)
+        with pytest.raises(dp_train.NotPrivateError, match="Axis 1 of x"):
+            model.fit(
+                drawn.dataset_for(optimizer).map(trimmed), shuffle=False, verbose=0
+            )
+    assert optimizer.ledger.total == 4
