@@ -16,7 +16,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import keras
 import tensorflow as tf
@@ -36,6 +36,25 @@ from tensorflow.python.ops import (
     script_ops,
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_tracing = threading.RLock()
+
+
+def while_tracing(function: _Function) -> _Function:
+    """Decorator: no two threads are in functions with it at once.
+
+    While a step is traced, calls of layers and switches of TensorFlow that all threads
+    share are others (`replaced_calls`, `run_functions_eagerly`).
+    """
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with _tracing:
+            return function(*args, **kwargs)
+
+    return cast(_Function, locked)
+
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -321,8 +340,10 @@ def _effects_of_node(
     is_stateful = definition is None or definition.is_stateful
     calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
     is_of_host = "PyFunc" in node.op
+    # They write into the memory of their input, a variable's too (TensorFlow 2.21).
+    is_in_place = node.op.startswith("Inplace")
     found = tuple(handle for handle in handles if handle is not None)
-    if is_stateful or calls or is_of_host or found:
+    if is_stateful or calls or is_of_host or is_in_place or found:
         token = node.attr["token"].s.decode() if is_of_host else ""
         function = script_ops._py_funcs._funcs.get(token)
         yield Effect(op, node.op, node.name, found, function, is_needed)
