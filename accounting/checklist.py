@@ -63,9 +63,24 @@ CAVEATS: Mapping[str, str] = types.MappingProxyType(
             "This is a plan. What a training has released is in its ledger; ask again"
             " with --ledger when it is done."
         ),
+        "chosen_by_looking": (
+            "Epsilon is that of releases fixed in advance. If it depended on earlier"
+            " results when training stopped, or how much noise was added, it is too"
+            " small: then the epsilon of the whole plan holds, or the odometer's, if"
+            " the rest was fixed (Rogers et al. 2016, arXiv:1605.08294)."
+        ),
         "central": (
             "The setting is central: whoever trains sees the data and is trusted. The"
             " statement protects against those who see the models."
+        ),
+        "one_person": (
+            "The unit is one example. A person who owns several of them, or is told of"
+            " in several, is protected less: by the statement for so many examples of"
+            " one user (max_examples_per_user), which needs that number bounded."
+        ),
+        "several_deltas": (
+            "An epsilon means something at its own delta only, and other deltas than"
+            " that of this statement were used."
         ),
         "printed_metrics": (
             "Training losses and metrics shown during training are computed from the"
@@ -82,9 +97,14 @@ CAVEATS: Mapping[str, str] = types.MappingProxyType(
             " are not counted."
         ),
         "ledger_scope": (
-            "The ledger counts from where it started. Weights trained elsewhere, loaded"
-            " without the ledger (compile=False), cloned or copied start a new ledger,"
-            " and what they had spent is not in it."
+            "The ledger counts from where it started. Weights that came without one,"
+            " by set_weights, from a file that carries none or restored before"
+            " make_private, start a new ledger, and what they had spent is not in it."
+        ),
+        "changed_elsewhere": (
+            "The weights were changed by something that is not in the ledger: training"
+            " without noise, values set by hand, or a file that carries no ledger. What"
+            " they learned there is not covered."
         ),
         "floating_point": (
             "The mechanism is analysed on real numbers. Low-order bits of rounded"

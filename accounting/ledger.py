@@ -12,9 +12,10 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self, final
 
+from accounting.checklist import CAVEATS
 from accounting.events import (
     Event,
     FixedSizeSampledEvent,
@@ -68,6 +69,29 @@ class Release:
             )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remark:
+    """What a report about the releases must say beside its figure.
+
+    Attributes:
+        caveat: id of a caveat in the checklist.
+        detail: what was seen here, in words.
+        foregone: the kind of release that was planned and not made, and how often; None
+            where nothing was.
+    """
+
+    caveat: str
+    detail: str
+    foregone: tuple[Event, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.caveat not in CAVEATS:
+            raise ValueError(
+                f"caveat is {self.caveat!r}, which no checklist knows. Its text would"
+                " be missing in every report. Pass one of its ids."
+            )
+
+
 Key = tuple[Event, float, str]
 Entries = list[tuple[Key, int]]
 
@@ -75,6 +99,11 @@ Entries = list[tuple[Key, int]]
 @final
 class Ledger:
     """What was released so far, in this process and in those it continues.
+
+    Attributes:
+        about: what is known beside the releases, to be read by people: "examples",
+            "saved_at", "model", "target_epsilon", "target_delta". No bound depends on
+            it.
 
     Guarantees:
         No operation lowers a count. `charge` is O(1) and safe to call from threads.
@@ -89,7 +118,10 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: dict[str, Entries] = {}
+        self._remarks: dict[str, Remark] = {}
+        self.about: dict[str, str | int | float] = {}
         self._open: Entries | None = None
+        self._latest: Event | None = None
         self._process_id = os.getpid()
 
     def charge(
@@ -121,11 +153,54 @@ class Ledger:
             # the recorded key stays).
             if entries and entries[-1][0] == key and type(count) is int and count > 0:
                 entries[-1] = (entries[-1][0], entries[-1][1] + count)
+                self._latest = event
                 return
             release = Release(event, count, l2_norm_clip, noise_source)
+            self._latest = event
             if entries is None:
                 entries = self._open = self._runs[uuid.uuid4().hex] = []
             _append(entries, _key(release), release.count)
+
+    def remark(self, caveat: str, detail: str) -> None:
+        """Lets every report say, once, what was seen beside the releases.
+
+        Args:
+            caveat: id of a caveat in the checklist.
+            detail: what was seen, in words; no figure of the data.
+
+        Raises:
+            ValueError: nobody knows the caveat.
+        """
+        with self._lock:
+            self._remarks[f"{caveat}: {detail}"] = Remark(caveat, detail)
+
+    def forgo(self, count: int, detail: str) -> None:
+        """Records that training stopped, after looking, before its plan was done.
+
+        Args:
+            count: how many more releases like the latest were planned, >= 1.
+            detail: who stopped, in words.
+
+        Raises:
+            ValueError: count is out of range, or nothing was charged in this process.
+        """
+        count = checked_count(count)
+        with self._lock:
+            if self._latest is None:
+                raise ValueError(
+                    f"count is {count!r}, and this ledger was charged for nothing here."
+                    " Only the latest release says what was planned. Charge first."
+                )
+            foregone = self._latest, count
+            self._remarks[uuid.uuid4().hex] = Remark(
+                "chosen_by_looking", detail, foregone
+            )
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What reports must say beside their figure, in the order of the events."""
+        with self._lock:
+            return tuple(self._remarks.values())
 
     @property
     def releases(self) -> tuple[Release, ...]:
@@ -190,8 +265,14 @@ class Ledger:
                 f"other is {other!r}, not a Ledger. Merging anything else would lose"
                 " what was spent. Pass a Ledger, or Ledger.from_json(text)."
             )
-        foreign = other._snapshot()
+        foreign, remarks = other._snapshot(), dict(other._remarks)
         with self._lock:
+            self._remarks |= remarks
+            if not self._runs:
+                self.about = dict(other.about)
+            # Of two trainings, what they have in common.
+            common = self.about.items() & other.about.items()
+            self.about = {k: v for k, v in self.about.items() if (k, v) in common}
             for run_id, theirs in foreign.items():
                 ours = self._runs.get(run_id, [])
                 merged = _longer(ours, theirs)
@@ -200,8 +281,12 @@ class Ledger:
                         self._open = None
                     self._runs[run_id] = merged
 
-    def to_json(self) -> str:
-        """The ledger as readable JSON that `from_json` takes back."""
+    def to_json(self, about: Mapping[str, str | int | float] | None = None) -> str:
+        """The ledger as readable JSON that `from_json` takes back.
+
+        Args:
+            about: what the file says beside the releases; else what was read.
+        """
         runs = [
             {
                 "run_id": run_id,
@@ -217,7 +302,15 @@ class Ledger:
             }
             for run_id, entries in self._snapshot().items()
         ]
-        content = {"schema_version": SCHEMA_VERSION, "runs": runs}
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        about = self.about if about is None else about
+        if about:
+            content["about"] = dict(about)
+        content["runs"] = runs
+        with self._lock:
+            remarks = dict(self._remarks)
+        if remarks:
+            content["remarks"] = [_of_remark(*pair) for pair in remarks.items()]
         return json.dumps(content, indent=2, allow_nan=False)
 
     @classmethod
@@ -232,6 +325,8 @@ class Ledger:
             content = json.loads(text, object_pairs_hook=_unique_fields)
         except (TypeError, RecursionError, json.JSONDecodeError) as error:
             raise _unreadable(f"it is not JSON ({error})") from None
+        remarks = content.pop("remarks", []) if isinstance(content, dict) else []
+        about = content.pop("about", {}) if isinstance(content, dict) else {}
         content = _fields(content, ("schema_version", "runs"), "the ledger")
         version = content["schema_version"]
         if type(version) is not int or version != SCHEMA_VERSION:
@@ -250,6 +345,8 @@ class Ledger:
             for entry in _list(run["entries"], "entries"):
                 release = _release(entry)
                 _append(entries, _key(release), release.count)
+        ledger._remarks = dict(_remark(r) for r in _list(remarks, "remarks"))
+        ledger.about = _about(about)
         return ledger
 
     def _snapshot(self) -> dict[str, Entries]:
@@ -257,13 +354,13 @@ class Ledger:
         with self._lock:
             return {run_id: list(entries) for run_id, entries in self._runs.items()}
 
-    def __getstate__(self) -> dict[str, Entries]:
+    def __getstate__(self) -> tuple[dict[str, Entries], dict[str, Remark]]:
         """Copies and pickles hold the runs; the copy opens its own run when charged."""
-        return self._snapshot()
+        return self._snapshot(), dict(self._remarks)
 
-    def __setstate__(self, state: dict[str, Entries]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Entries], dict[str, Remark]]) -> None:
         self.__init__()
-        self._runs = state
+        self._runs, self._remarks = state
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Ledger, (), self.__getstate__())
@@ -311,6 +408,43 @@ def _is_prefix(shorter: Entries, longer: Entries) -> bool:
         return False
     (key, count), (longer_key, longer_count) = shorter[last], longer[last]
     return key == longer_key and count <= longer_count
+
+
+def _about(value: Any) -> dict[str, str | int | float]:
+    """What a file says beside its releases, validated."""
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str | int | float) for item in value.values()
+    ):
+        raise _unreadable(f"about is {value!r}, not an object of words and numbers")
+    return value
+
+
+def _of_remark(key: str, remark: Remark) -> dict[str, Any]:
+    """A remark as it is written."""
+    event, count = remark.foregone or (None, 0)
+    return {
+        "key": key,
+        "caveat": remark.caveat,
+        "detail": remark.detail,
+        "event": None if event is None else event.to_dict(),
+        "count": count,
+    }
+
+
+def _remark(value: Any) -> tuple[str, Remark]:
+    """One remark of the file, validated, under its key."""
+    names = ("key", "caveat", "detail", "event", "count")
+    value = _fields(value, names, "a remark")
+    if not all(isinstance(value[name], str) for name in names[:3]):
+        raise _unreadable(f"a remark has other than words for {names[:3]}")
+    try:
+        foregone = None
+        if value["event"] is not None:
+            event, count = value["event"], checked_count(value["count"])
+            foregone = event_from_dict(event), count
+        return value["key"], Remark(value["caveat"], value["detail"], foregone)
+    except ValueError as error:
+        raise _unreadable(f"a remark holds {error}") from None
 
 
 def _release(entry: Any) -> Release:

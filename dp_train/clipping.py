@@ -36,6 +36,19 @@ def check_l2_norm_clip(l2_norm_clip: float) -> float:
     return value
 
 
+def check_is_real(gradient: tf.Tensor | tf.IndexedSlices) -> None:
+    """Refuses a gradient of which a norm or noise would see a part only.
+
+    Raises:
+        TypeError: it is complex, or no floating-point number.
+    """
+    if not gradient.dtype.is_floating:
+        raise TypeError(
+            f"A gradient is {gradient.dtype.name}. Its norm, and the noise added to "
+            "it, would be those of its real part only. Use real floating-point weights."
+        )
+
+
 def per_example_norms(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """l2 norm of each example's gradient over all variables together.
 
@@ -50,7 +63,12 @@ def per_example_norms(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
 
     Guarantees:
         A non-finite entry gives inf or NaN, never a finite norm.
+
+    Raises:
+        TypeError: a gradient is complex, or no floating-point number.
     """
+    for gradient in gradients:
+        check_is_real(gradient)
     squares = [
         tf.reduce_sum(tf.square(tf.cast(g, tf.float64)), list(range(1, g.shape.rank)))
         for g in gradients

@@ -13,43 +13,30 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
-from tensorflow.python.framework import ops
+from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.eager import context
+from tensorflow.python.framework import func_graph, op_def_registry, ops
 from tensorflow.python.ops import (
     array_ops,
     control_flow_util,
     custom_gradient,
     math_grad,
+    script_ops,
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
-
-_WRITES = (
-    "Assign",
-    "LookupTableImport",
-    "LookupTableInsert",
-    "LookupTableRemove",
-    "ResourceApply",
-    "ResourceScatter",
-    "ResourceSparseApply",
-    "ResourceStridedSliceAssign",
-    "RngReadAndSkip",
-    "RngSkip",
-    "StatefulRandomBinomial",
-    "StatefulStandardNormal",
-    "StatefulTruncatedNormal",
-    "StatefulUniform",
-)
-"""First letters of the ops that change state."""
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -109,11 +96,12 @@ def weights_in_rank_of(y: Any, weights: Any) -> Any:
     Keras multiplies them into losses of any rank, and would take the one axis of plain
     weights for the last axis of losses [n, t]. Other weights stay as they are.
     """
-    if not tf.is_tensor(weights) or weights.shape.rank != 1 or y is None:
+    if len(getattr(weights, "shape", ())) != 1 or y is None:
         return weights
+    reshape = tf.reshape if tf.is_tensor(weights) else np.reshape
 
-    def one(t: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(weights, [-1] + [1] * (t.shape.rank - 1))
+    def one(t: Any) -> Any:
+        return reshape(weights, [-1] + [1] * (len(t.shape) - 1))
 
     return keras.tree.map_structure(one, y)
 
@@ -164,6 +152,18 @@ def stock_train_step() -> tuple[keras.Model, Any, Any] | None:
     return None
 
 
+def running_fit() -> dict[str, Any] | None:
+    """The arguments of the fit of a plain model that calls, None outside of one.
+
+    An optimizer is told of no callback and no split; the frame that trains knows them.
+    """
+    code = keras.Model.fit.__wrapped__.__code__
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals
+
+
 def reads_of(variable: keras.Variable, graph: Any) -> list[tf.Tensor]:
     """Tensors that a variable's value was read to in a graph, in order."""
     return [
@@ -176,6 +176,36 @@ def users_of(variable: keras.Variable, graph: Any) -> list[tf.Operation]:
     handle = variable.value.handle
     inside = [i for outside, i in graph.captures if outside is handle]
     return [op for placeholder in inside for op in placeholder.consumers()]
+
+
+def redirect_reads(
+    variable: keras.Variable, graph: Any, value: Callable[[], tf.Tensor]
+) -> list[tf.Tensor]:
+    """Whatever read a variable in a graph reads a new value instead, each its own.
+
+    What wrote to the variable leaves it as it is, so that it keeps nothing of them.
+
+    Args:
+        variable: read, and perhaps written, in the graph itself.
+        graph: still open.
+        value: makes a tensor of the variable's shape and dtype.
+
+    Returns:
+        The new values.
+    """
+    values = []
+    reads = reads_of(variable, graph)
+    for read in reads:
+        new = value()
+        for op in read.consumers():
+            places = [i for i, t in enumerate(op.inputs) if t is read]
+            for place in places:
+                op._update_input(place, new)
+        values.append(new)
+    for op in users_of(variable, graph):
+        if op.type == "AssignVariableOp" and reads:
+            op._update_input(1, reads[0])
+    return values
 
 
 def has_foreign_gradient(op: Any) -> bool:
@@ -204,11 +234,154 @@ def has_foreign_gradient(op: Any) -> bool:
     return False
 
 
-def written_handles(graph: Any) -> list[Any]:
-    """Handles outside of the graph of what its own ops write to."""
-    outside = {id(i): o for o, i in graph.captures}
-    writes = [op for op in graph.get_operations() if op.type.startswith(_WRITES)]
-    return [outside.get(id(op.inputs[0])) for op in writes]
+class Effect(NamedTuple):
+    """An op that does, or reads, more than its inputs and outputs show.
+
+    Attributes:
+        op: in the graph; it may call the function that holds the effect.
+        type, name: of the op in question.
+        handles: ids of the handles of variables and tables that it is given.
+        function: what a call of the host runs; None for other ops.
+        is_needed: whether what its function, or graph, gives depends on what it gives.
+    """
+
+    op: tf.Operation
+    type: str
+    name: str
+    handles: tuple[int, ...]
+    function: Any
+    is_needed: bool
+
+
+_CALLS = {
+    "Case": ("branches", 1),
+    "If": ("then_branch else_branch", 1),
+    "PartitionedCall": ("f", 0),
+    "StatefulPartitionedCall": ("f", 0),
+    "StatelessCase": ("branches", 1),
+    "StatelessIf": ("then_branch else_branch", 1),
+    "StatelessWhile": ("cond body", 0),
+    "While": ("cond body", 0),
+}
+"""Ops that call functions: the names of these, and the first input that is handed on.
+"""
+
+
+def handle_of(variable: keras.Variable | tf.Variable) -> Any:
+    """What ops are given of a variable, read by nobody."""
+    own = variable._value if isinstance(variable, keras.Variable) else variable
+    return own.handle
+
+
+def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
+    """The effects of ops of one graph, and of the functions that they call.
+
+    A stateful op has one, whatever is given a variable or a table has one, and so has a
+    host call, also where it is said to have none (PyFuncStateless, TensorFlow 2.21).
+    """
+    outside: dict[int, Any] | None = None
+    for op in operations:
+        if outside is None:
+            outside = _captured(op.graph)
+        handles = [
+            outside.get(id(t), id(t)) if t.dtype == tf.resource else None
+            for t in map(_not_copied, op.inputs)
+        ]
+        yield from _effects_of_node(op, op.node_def, handles, True)
+
+
+def _captured(graph: Any) -> dict[int, int]:
+    """By id of a tensor of a graph, the id of what it stands for outside of all."""
+    if not isinstance(graph, func_graph.FuncGraph):
+        return {}
+    outer = _captured(graph.outer_graph)
+    return {id(inside): outer.get(id(o), id(o)) for o, inside in graph.captures}
+
+
+def _not_copied(t: tf.Tensor) -> tf.Tensor:
+    """What Identity ops made a handle of."""
+    while t.dtype == tf.resource and t.op.type == "Identity":
+        (t,) = t.op.inputs
+    return t
+
+
+def _effects_of_node(
+    op: tf.Operation, node: Any, handles: Sequence[int | None], is_needed: bool
+) -> Iterator[Effect]:
+    """Effects of a node behind an op; of its inputs only the handles are known."""
+    if node.op in _CALLS:
+        names, first = _CALLS[node.op]
+        for key in names.split():
+            called = [node.attr[key].func, *node.attr[key].list.func]
+            for function in called:
+                if function.name:
+                    given = handles[first:]
+                    name = function.name
+                    yield from _effects_of_function(op, name, given, is_needed)
+        return
+    definition = op_def_registry.get(node.op)
+    is_stateful = definition is None or definition.is_stateful
+    calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
+    is_of_host = "PyFunc" in node.op
+    found = tuple(handle for handle in handles if handle is not None)
+    if is_stateful or calls or is_of_host or found:
+        token = node.attr["token"].s.decode() if is_of_host else ""
+        function = script_ops._py_funcs._funcs.get(token)
+        yield Effect(op, node.op, node.name, found, function, is_needed)
+
+
+def _effects_of_function(
+    op: tf.Operation, name: str, handles: Sequence[int | None], is_needed: bool
+) -> Iterator[Effect]:
+    """Effects of a function that the runtime knows by name."""
+    definition = context.context().get_function_def(name)
+    arguments = [argument.name for argument in definition.signature.input_arg]
+    known: dict[str, int | None] = dict(zip(arguments, handles, strict=True))
+    needed = _needed_nodes(definition) if is_needed else set()
+    for node in definition.node_def:
+        given = [known.get(i) for i in node.input if not i.startswith("^")]
+        if node.op == "Identity":
+            known[f"{node.name}:output:0"] = given[0]
+        else:
+            yield from _effects_of_node(op, node, given, node.name in needed)
+
+
+def _needed_nodes(definition: Any) -> set[str]:
+    """Names of the nodes that the outputs of a function, or its writes, are made of."""
+    inputs = {node.name: node.input for node in definition.node_def}
+    waiting = [name.partition(":")[0] for name in definition.ret.values()]
+    waiting += [node.name for node in definition.node_def if _does(node.op)]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            given = (i for i in inputs.get(name, ()) if not i.startswith("^"))
+            waiting += [i.partition(":")[0] for i in given]
+    return found
+
+
+def _does(name: str) -> bool:
+    """Whether ops of that name do more than to read."""
+    definition = op_def_registry.get(name)
+    is_stateful = definition is None or definition.is_stateful
+    return is_stateful and not name.startswith(("Read", "ResourceGather"))
+
+
+_host_calls: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def host_call(function: Callable[..., Any], inputs: Sequence[Any], dtypes: Any) -> Any:
+    """tf.numpy_function of a function of this library, which `is_own_call` knows."""
+    outputs = tf.numpy_function(function, inputs, dtypes, stateful=True)
+    # What TensorFlow 2.21 registers, and leaves on the function that it wraps.
+    _host_calls.add(vars(function).get("ag_dnc_wrapper__", function))
+    return outputs
+
+
+def is_own_call(function: Any) -> bool:
+    """Whether a host call was made by host_call."""
+    return function is not None and function in _host_calls
 
 
 def losses(model: keras.Model) -> list[Any]:
@@ -300,6 +473,11 @@ def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether optimizer and learning rate are Keras's own: XLA can compile those."""
     parts = (optimizer, optimizer._learning_rate)
     return all(type(part).__module__.startswith("keras.") for part in parts)
+
+
+def rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The learning rate as the optimizer keeps it: a variable, schedule or function."""
+    return optimizer._learning_rate
 
 
 _OF_LOGITS = "Softmax", "Sigmoid"
@@ -683,7 +861,10 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
     )
 
 
-_UNSOUND_BATCH_MATMUL = pfor._pfor_converter_registry["BatchMatMulV2"]
+_CONVERTERS_OF_TENSORFLOW = {
+    name: pfor._pfor_converter_registry[name]
+    for name in ("BatchMatMulV2", "Softmax", "LogSoftmax")
+}
 
 
 def vectorized_map(
@@ -694,7 +875,8 @@ def vectorized_map(
     The oneDNN kernel of TensorFlow 2.21 reads beyond the buffer of an operand that is
     broadcast along the first of several batch axes where the other is 1 (tensorflow
     issues 117700 and 123109): wrong gradients, or a crash. The map of a batch of one
-    makes just that shape, so here both operands get equal batch axes.
+    makes just that shape, so here both operands get equal batch axes. The kernels of
+    softmax stop at five axes, and the map adds one: here they see two.
 
     Inside an XLA program the map would be a function of its own. Its sizes are values
     there, and XLA compiles anew for each value of what they were computed beside.
@@ -711,7 +893,7 @@ def vectorized_map(
 
     registry = pfor._pfor_converter_registry
     logger = tf.get_logger()
-    registry["BatchMatMulV2"] = _convert_batch_matmul
+    registry |= _CONVERTERS
     logger.addFilter(_is_for_users)
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
@@ -727,7 +909,7 @@ def vectorized_map(
         ) from error
     finally:
         logger.removeFilter(_is_for_users)
-        registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL
+        registry |= _CONVERTERS_OF_TENSORFLOW
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
@@ -761,6 +943,24 @@ def _convert_batch_matmul(pfor_input: Any) -> Any:
     product = tf.matmul(flat_x, flat_y, adjoint_a=adj_x, adjoint_b=adj_y)
     shape = tf.concat([batch, tf.shape(product)[-2:]], axis=0)
     return pfor.wrap(tf.reshape(product, shape), True)
+
+
+def _convert_last_axis(op: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], Any]:
+    """An op along the last axis, on a matrix of all that lies before it."""
+
+    def convert(pfor_input: Any) -> Any:
+        t = pfor_input.stacked_input(0)
+        rows = op(tf.reshape(t, tf.stack([-1, tf.shape(t)[-1]])))
+        return pfor.wrap(tf.ensure_shape(tf.reshape(rows, tf.shape(t)), t.shape), True)
+
+    return convert
+
+
+_CONVERTERS = {
+    "BatchMatMulV2": _convert_batch_matmul,
+    "Softmax": _convert_last_axis(tf.nn.softmax),
+    "LogSoftmax": _convert_last_axis(tf.nn.log_softmax),
+}
 
 
 def is_compiled() -> bool:
@@ -810,14 +1010,31 @@ def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
             object.__setattr__(layer, "unroll", False)
 
 
-def variable_writes(graph: Any) -> list[str]:
-    """Names of the ops that write to a tf.Variable, in a graph and its functions."""
-    definition = graph.as_graph_def()
-    nodes = [
-        *definition.node,
-        *(node for f in definition.library.function for node in f.node_def),
-    ]
-    return [node.name for node in nodes if node.op.startswith(_WRITES)]
+def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function as graphs for any number of rows, whoever runs functions eagerly.
+
+    Args:
+        function: of a structure of tensors [n, ...].
+    """
+    traced = tf.function(function, autograph=False)
+
+    def spec(t: Any) -> Any:
+        return None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype)
+
+    def call(rows: Any) -> Any:
+        like = keras.tree.map_structure(spec, rows, none_is_leaf=True)
+        return traced.get_concrete_function(like)(rows)
+
+    return call
+
+
+def updates_in_branches(strategy: Any) -> bool:
+    """Whether an optimizer can update under a strategy inside a branch of the graph.
+
+    Others call `merge_call`, which TensorFlow 2.21 allows at a graph's top level only.
+    """
+    is_default = strategy is distribute_lib._get_default_strategy()
+    return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import host
+from dp_train.batches import open_batch
+from dp_train.draws import Draws
 from dp_train.gradients.structures import check_dense, map_rows
-from dp_train.sampling import DrawnSampling, PoissonSampling
+from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
 
@@ -96,7 +98,11 @@ class PoissonLoader(keras.utils.PyDataset):
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return data if isinstance(data, tuple) else (data,)
 
-    def dataset(self) -> tf.data.Dataset:
+    def draws(self) -> Draws:
+        """What `dataset` draws from: each of its draws pays for one release."""
+        return Draws(self.sampling, self.arrays)
+
+    def dataset(self, draws: Draws) -> tf.data.Dataset:
         """An epoch of fresh draws as a tf.data pipeline: the same, and faster in fit.
 
         Only the indices are drawn in Python; rows are gathered in the pipeline, ahead
@@ -106,7 +112,7 @@ class PoissonLoader(keras.utils.PyDataset):
         arrays = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
         def draw(_: tf.Tensor) -> Any:
-            indices = tf.numpy_function(self.sampling.indices, [], tf.int64)
+            indices = tf.numpy_function(draws.indices, [], tf.int64)
             indices.set_shape([None])
             return map_rows(lambda t: tf.gather(t, indices), arrays)
 
@@ -131,12 +137,13 @@ class PoissonLoader(keras.utils.PyDataset):
             (x, y, sample_weight) batches. An empty batch, or one row, is filled up to
             two with rows of weight 0, on which Keras can be run.
         """
-        drawn = DrawnSampling(self.sampling)
-        optimizer.sample_by(drawn)
-        x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
+        x, y, sample_weight = self.arrays
         if sample_weight is None:
-            sample_weight = tf.ones([self.sampling.population])
+            sample_weight = np.ones(self.sampling.population, np.float32)
         sample_weight = host.weights_in_rank_of(y, sample_weight)
+        drawn = Draws(self.sampling, (x, y, sample_weight))
+        optimizer.sample_by(drawn)
+        x, y, sample_weight = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(drawn.indices, [], tf.int64)
@@ -157,7 +164,10 @@ class PoissonLoader(keras.utils.PyDataset):
     def __iter__(self) -> Iterator[Batch]:
         """An epoch of batches for a custom loop, each good for one release."""
         for _ in range(len(self)):
-            yield Batch(*self._draw(), sampling=self.sampling)
+            rows = self._draw()
+            count = len(next(t for t in keras.tree.flatten(rows) if t is not None))
+            number = open_batch(count)
+            yield Batch(*rows, sampling=self.sampling, number=number)
 
 
 def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
@@ -238,8 +248,8 @@ def poisson_loader(
     class_weight: dict[int, float] | None,
     batch_size: int | None,
     steps_per_epoch: int | None,
-) -> tuple[PoissonLoader, Any]:
-    """The loader that fit samples from, and its sampling."""
+) -> PoissonLoader:
+    """The loader that fit samples from."""
     if is_poisson(x):
         given = {
             "y": y,
@@ -254,8 +264,8 @@ def poisson_loader(
                 f"fit received a PoissonLoader together with {', '.join(named)}. The "
                 "loader decides these itself. Pass them to PoissonLoader instead."
             )
-        return x, x.sampling
-    loader = PoissonLoader(
+        return x
+    return PoissonLoader(
         x,
         y,
         sample_weight,
@@ -263,7 +273,6 @@ def poisson_loader(
         steps_per_epoch=steps_per_epoch,
         class_weight=class_weight,
     )
-    return loader, loader.sampling
 
 
 def peeked(x: Any) -> tuple[Any, Any, Any]:

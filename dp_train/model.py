@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from accounting import Ledger, NeighboringRelation, PrivacyReport, privacy_report
-from dp_train import host, model_checks
+from accounting import (
+    GaussianEvent,
+    Ledger,
+    NeighboringRelation,
+    PrivacyReport,
+    privacy_report,
+)
+from dp_train import host, host_files, looking, model_checks
+from dp_train.announcement import announce, delta_of
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.draws import digest_of
+from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import (
@@ -24,16 +32,24 @@ from dp_train.gradients.structures import (
 )
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.owner import Owner
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
     check_ready,
+    check_step,
+    check_sum,
     choose_tables,
     clipped_sum_of,
+    own_weights,
     prepare,
+    recorded,
     running,
 )
+from dp_train.replicas import check_one_replica
 from dp_train.sampling import UnverifiedSampling
+from dp_train.saved_ledger import InCheckpoints
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -82,6 +98,7 @@ def make_private(
     state = PrivacyState(gradients, microbatch_size)
     model.__class__ = _private_class(type(model))
     model._start(state)
+    own_weights(model)
     if model.compiled:
         model.train_function = None
         adopt_optimizer(model)
@@ -108,7 +125,7 @@ def _private_class(base: type) -> type:
 _Mixin: Any = keras.Model if TYPE_CHECKING else object
 
 
-class PrivateTraining(_Mixin):
+class PrivateTraining(InCheckpoints, _Mixin):
     """The private training step and its way into fit; mixed into the model's class."""
 
     def _start(self, state: PrivacyState) -> PrivacyState:
@@ -126,8 +143,15 @@ class PrivateTraining(_Mixin):
 
     @property
     def privacy_ledger(self) -> Ledger:
-        """Every release made from this model's training data so far."""
-        return self._privacy.account.ledger
+        """Every release so far that moved this model's weights, or others with them.
+
+        Models that share a weight, or ever shared one, have one ledger.
+        """
+        account = self._privacy.account
+        if account.sampling is None:  # between fits
+            own_weights(self)
+            account.owner.look(self.weights)
+        return account.ledger
 
     def privacy_report(
         self, delta: float, relation: NeighboringRelation | None = None
@@ -140,11 +164,16 @@ class PrivateTraining(_Mixin):
                 supports.
         """
         model_checks.warn_of_large_delta(delta, self._privacy.population)
+        ledger = self.privacy_ledger
+        is_changed = self._privacy.account.owner.is_changed_elsewhere
+        if is_changed:
+            model_checks.warn_of_changes_elsewhere()
         return privacy_report(
-            self.privacy_ledger,
+            ledger,
             delta,
             relation=relation,
             population=self._privacy.population,
+            further_caveats=("changed_elsewhere",) if is_changed else (),
         )
 
     def privacy_plan(self) -> Plan:
@@ -166,9 +195,24 @@ class PrivateTraining(_Mixin):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One noised update from one batch; called by fit, not by users."""
+        if not tf.executing_eagerly():
+            return self._private_step(data)
+        # Also with run_eagerly: what a step does can be read off a graph only.
+        functions = self._privacy.functions
+        if "step" not in functions:
+            functions["step"] = host.graph_of_rows(self._private_step)
+        return functions["step"](data)
+
+    def _private_step(self, data: Any) -> dict[str, Any]:
+        """train_step, while tracing."""
         state = self._privacy
         state.traces += 1
+        graph = tf.compat.v1.get_default_graph()
+        start = len(graph.get_operations())
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(state.account.sampling, UnverifiedSampling):
+            state.sizes.check((x, y, sample_weight))
+        digest = digest_of((x, y, sample_weight))
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
@@ -177,6 +221,7 @@ class PrivateTraining(_Mixin):
         gradients, data_free, outputs = clipped_sum_of(
             self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
         )
+        summed = len(graph.get_operations())
         clipped_sum = ClippedSum(
             gradients=tuple(gradients),
             l2_norm_bound=optimizer.l2_norm_clip,
@@ -186,6 +231,7 @@ class PrivateTraining(_Mixin):
             data_free_gradients=tuple(data_free),
             debtors=state.owing.debtors,
             is_reached=state.plan.is_reached,
+            digest=digest,
         )
 
         def release() -> tf.Tensor:
@@ -193,7 +239,12 @@ class PrivateTraining(_Mixin):
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
-        return host.update_metrics(self, (x, y, sample_weight), outputs)
+        released = len(graph.get_operations())
+        logs = host.update_metrics(self, (x, y, sample_weight), outputs)
+        made = graph.get_operations()
+        check_sum(self, made[start:summed], [*gradients, *data_free])
+        check_step(self, made[summed:released], made[released:])
+        return logs
 
     # --------------------------------------------------------------- Keras's own calls
 
@@ -297,17 +348,20 @@ class PrivateTraining(_Mixin):
                 (x, y, sample_weight), validation_data = host.split_validation(
                     (x, y, sample_weight), validation_split
                 )
-            loader, sampling = poisson_loader(
+            loader = poisson_loader(
                 x, y, sample_weight, class_weight, batch_size, steps_per_epoch
             )
-            self._privacy.population = sampling.population
-            data = loader.dataset()
+            draws = loader.draws()
+            self._privacy.population = draws.population
+            sampling: Sampling = draws
+            data = loader.dataset(draws)
             planned: int | None = len(loader)
             example = spec = loader.arrays
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
             check_dense(example)
+            self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)
@@ -319,26 +373,33 @@ class PrivateTraining(_Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        is_list = not isinstance(callbacks, keras.callbacks.CallbackList)
         specs = prepare(self, example, sampling, spec)
-        if is_list:
-            callbacks = list(keras.tree.flatten(callbacks)) if callbacks else []
-        # What feeds a stream, or a prepared list of callbacks, runs between ours.
-        others = callbacks if is_list else [callbacks]
-        choose_tables(self, specs, [x, *others] if fit_arguments else others)
-        if is_list:
-            # Ours first: later callbacks, the bar and History then see epsilon.
-            callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
-            model_checks.warn_of_releasing_callbacks(callbacks, is_validation_private)
+        callbacks = looking.flat(callbacks)
+        # What feeds a stream runs between ours.
+        choose_tables(self, specs, [x, *callbacks] if fit_arguments else callbacks)
+        # Ours first: later callbacks, the bar and History then see epsilon.
+        callbacks.sort(key=lambda c: not getattr(c, "runs_first", False))
+        ledger = self.privacy_ledger
+        looking.warn_of_callbacks(callbacks, is_validation_private, ledger)
+        looking.warn_of_validation_split(
+            validation_split if is_validation_private else 0.0, ledger
+        )
 
         def planned_steps() -> int | None:
             first = self._initial_epoch or initial_epoch
             return None if planned is None else planned * max(0, epochs - first)
 
-        with running(self, sampling, planned_steps) as start:
-            callbacks.append(_Start(start))
-            if is_list:
-                callbacks = self._privacy.owing.callbacks(callbacks)
+        state = self._privacy
+        stops = looking.Stops(
+            lambda: self.privacy_ledger, planned_steps, lambda: state.is_exhausted
+        )
+        with (
+            recorded(self),
+            running(self, sampling, planned_steps) as start,
+            stops,
+        ):
+            self._announce(sampling, planned, planned_steps(), callbacks, bool(verbose))
+            callbacks = state.owing.callbacks([*callbacks, _Start(start), stops])
             return super().fit(
                 data,
                 epochs=epochs,
@@ -352,6 +413,39 @@ class PrivateTraining(_Mixin):
                 validation_freq=validation_freq,
                 **fit_arguments,
             )
+
+    def _announce(
+        self,
+        sampling: Sampling,
+        steps_per_epoch: int | None,
+        steps: int | None,
+        callbacks: list[Any],
+        is_shown: bool,
+    ) -> None:
+        """Says what the coming fit will do, and what ready-made batches cost it."""
+        state, optimizer = self._privacy, self.optimizer
+        if steps == 0:
+            return
+        event = sampling.event(GaussianEvent(optimizer.noise_multiplier))
+        delta = delta_of([optimizer, *callbacks], state.population)
+        ledger, target, words = self.privacy_ledger, optimizer.target, ""
+        if target is not None:
+            words = f", of a target of {target.epsilon:g}"
+            is_ready_made = isinstance(sampling, UnverifiedSampling)
+            if is_ready_made and steps and steps_per_epoch and steps_per_epoch > 1:
+                covered = target.covered_steps(steps, int(optimizer.iterations))
+                target.warn_of_ready_made_batches(
+                    ledger, optimizer.noise_multiplier, steps_per_epoch, covered
+                )
+        announce(
+            event,
+            steps,
+            optimizer.l2_norm_clip,
+            ledger,
+            delta,
+            target=words,
+            is_shown=is_shown,
+        )
 
     def train_on_batch(
         self,
@@ -372,7 +466,7 @@ class PrivateTraining(_Mixin):
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
         choose_tables(self, specs, [self])
-        with running(self, sampling, lambda: None):
+        with recorded(self, is_step=True), running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
                 y,
@@ -383,19 +477,35 @@ class PrivateTraining(_Mixin):
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """As keras.Model.save; the ledger is in the file, and readable beside it."""
-        if self.privacy_ledger.total and not isinstance(self.optimizer, DPOptimizer):
-            warnings.warn(
-                f"The ledger of {self.privacy_ledger.total} releases does not travel "
-                f"in {filepath}: it is kept in a DP optimizer, and this model was "
-                "compiled with another one. A model loaded from it starts an empty "
-                "ledger. Compile with a DP optimizer before saving, or keep "
-                f"{filepath}.ledger.json with it.",
-                PrivacyWarning,
-                stacklevel=2,
-            )
         super().save(filepath, *args, **kwargs)
         with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
-            sidecar.write(self.privacy_ledger.to_json())
+            sidecar.write(self.privacy_ledger.to_json(about=self._about()))
+
+    def _about(self) -> dict[str, str | int | float]:
+        """What a readable ledger says beside the releases."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        about: dict[str, str | int | float] = {"model": self.name, "saved_at": now}
+        if self._privacy.population is not None:
+            about["examples"] = self._privacy.population
+        target = getattr(self.optimizer, "target", None)
+        if target is not None:
+            about |= {"target_epsilon": target.epsilon, "target_delta": target.delta}
+        return about
+
+    def _owned(self) -> tuple[Owner, Any]:
+        return self._privacy.account.owner, self.weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, by pickle, joblib or deepcopy, is as private, with the ledger."""
+        _, (file,) = super().__reduce__()
+        state = self._privacy
+        return _copied, (file, state.gradients, state.microbatch_size)
+
+
+def _copied(file: Any, gradients: str, microbatch_size: int | str) -> Any:
+    """The private model that PrivateTraining.__reduce__ wrote."""
+    model = host_files.model_of_pickle(file)
+    return make_private(model, gradients=gradients, microbatch_size=microbatch_size)
 
 
 class _Start(keras.callbacks.Callback):
@@ -440,7 +550,8 @@ def clipped_gradients(
         charges the model's ledger.
 
     Raises:
-        NotPrivateError: the model is not private, or the Batch was used before.
+        NotPrivateError: the model is not private, the Batch was used before, or
+            several replicas train.
         ValueError: l2_norm_clip is not positive and finite, or the number of rows is
             unknown while tracing.
     """
@@ -449,6 +560,7 @@ def clipped_gradients(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
+    check_one_replica(model.distribute_strategy)
     sampling: Sampling
     is_drawn = isinstance(x, Batch)
     if is_drawn:
@@ -461,22 +573,29 @@ def clipped_gradients(
     spec = rows if is_drawn else None
     host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec))
     model._privacy.owing.before_look()
+    if tf.executing_eagerly():
+        model._privacy.account.owner.look(model.trainable_variables)
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def compute(rows: Any) -> Any:
             gradients, data_free, _ = clipped_sum_of(model, rows, clip)
+            check_sum(
+                model,
+                tf.compat.v1.get_default_graph().get_operations(),
+                [*gradients, *data_free],
+                may_only_read=model.weights,
+            )
             return gradients, data_free
 
-        functions[clip] = compute
+        functions[clip] = host.graph_of_rows(compute)
     gradients, data_free = functions[clip](rows)
     return ClippedSum(
         gradients=tuple(gradients),
         l2_norm_bound=clip,
         expected_batch_size=expected_batch_size or sampling.expected_batch_size,
-        account=Account(model.privacy_ledger, sampling),
+        account=Account(model._privacy.account.owner, sampling),
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
         is_reached=model._privacy.plan.is_reached,

@@ -12,8 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dp_train import host
+from dp_train import effects, host
 from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.gradients.alone import owner, recorded_spans
+from dp_train.gradients.separation import ancestors
 from dp_train.made_up import ROWS, made_up
 
 
@@ -92,6 +94,8 @@ def check_state_updates(
         NotPrivateError: a layer, the loss or a metric writes to other variables.
     """
     moved: set[int] = set()
+    spans: list[Any] = []
+    ends: list[Any] = []
 
     @tf.function(autograph=False)
     def trace(x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
@@ -101,8 +105,11 @@ def check_state_updates(
             keras.StatelessScope(weights, collect_losses=True) as scope,
         ):
             before = dict(scope.state_mapping)
-            y_pred = host.call_model(model, x)
-            host.compute_loss(model, x, y, y_pred, sample_weight)
+            with recorded_spans(model) as recorded:
+                y_pred = host.call_model(model, x)
+            spans[:] = recorded
+            loss = host.compute_loss(model, x, y, y_pred, sample_weight)
+            ends[:] = [tf.convert_to_tensor(loss), *scope.losses]
             model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         moved.update(
             identity
@@ -113,10 +120,8 @@ def check_state_updates(
 
     graph = trace.get_concrete_function(x, y, sample_weight).graph
     seeds = host.seed_states(model)
-    # A metric may hold a weight of the model, and that is no state of its own.
-    weights = {id(v) for layer in host.sublayers(model) for v in layer.weights}
-    metrics = {id(v) for v in model.metrics_variables} - weights
-    allowed = {id(v) for v in seeds} | metrics
+    metrics = metric_variables(model)
+    allowed = {id(v) for v in [*seeds, *metrics]}
     named = {id(v): v for v in model.variables}
     for identity in moved - allowed:
         if identity not in named:
@@ -132,13 +137,26 @@ def check_state_updates(
             f"{variable.path!r} from the data during training. That statistic would be "
             f"released without noise. {_replacement(layer)}"
         )
-    if writes := host.variable_writes(graph):
-        raise NotPrivateError(
-            f"The model writes to a tf.Variable during training ({writes[0]}). What it "
-            "keeps of the data would be read in a later step, without noise. Use "
-            "add_weight for state, which is checked by name, or keep none."
-        )
+
+    def what(effect: host.Effect) -> str:
+        layer = owner(effect.op, spans)
+        if layer is None:
+            return "The loss, a metric or the model itself"
+        return f"Layer {layer.name!r} ({type(layer).__name__})"
+
+    effects.check(
+        graph.get_operations(),
+        what=what,
+        may_not_read=metrics,
+        readers=ancestors(map(tf.convert_to_tensor, ends)),
+    )
     return [state for state in seeds if id(state) in moved]
+
+
+def metric_variables(model: keras.Model) -> list[keras.Variable]:
+    """What metrics write: not the weights of the model that they may hold."""
+    weights = {id(v) for layer in host.sublayers(model) for v in layer.weights}
+    return [v for v in model.metrics_variables if id(v) not in weights]
 
 
 def check_examples_are_separate(model: keras.Model, x: Any) -> None:
@@ -265,29 +283,6 @@ def _mixing_layer(
     return None
 
 
-def warn_of_releasing_callbacks(callbacks: Any, is_validation_private: bool) -> None:
-    """Warns of callbacks that decide, visibly, on private data without noise."""
-    deciding = (
-        keras.callbacks.EarlyStopping,
-        keras.callbacks.ReduceLROnPlateau,
-        keras.callbacks.ModelCheckpoint,
-    )
-    for callback in callbacks:
-        if not isinstance(callback, deciding):
-            continue
-        if not getattr(callback, "save_best_only", True):
-            continue
-        if is_validation_private or not str(callback.monitor).startswith("val_"):
-            warnings.warn(
-                f"{type(callback).__name__} decides on {callback.monitor!r}, a figure "
-                "computed from private data without noise. That decision is a release "
-                "that epsilon does not count. Monitor a metric of public validation "
-                "data instead.",
-                PrivacyWarning,
-                stacklevel=3,
-            )
-
-
 def warn_of_large_delta(delta: float | None, population: int | None) -> None:
     """Warns where delta allows to publish whole examples."""
     if delta is not None and population is not None and delta >= 1 / population:
@@ -300,14 +295,13 @@ def warn_of_large_delta(delta: float | None, population: int | None) -> None:
         )
 
 
-def warn_of_adapted_layers(model: keras.Model) -> None:
-    """Warns of statistics that `adapt` has put into the model without noise."""
-    for layer in host.sublayers(model):
-        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
-            warnings.warn(
-                f"Layer {layer.name!r} (Normalization) takes its figures from adapt. "
-                "They are part of the model and carry no noise, so epsilon does not "
-                "cover them. Adapt it to public data, or pass mean and variance.",
-                PrivacyWarning,
-                stacklevel=4,
-            )
+def warn_of_changes_elsewhere() -> None:
+    """Warns of weights that are not what the last recorded release left."""
+    warnings.warn(
+        "The weights were changed by something that the ledger does not know: a plain "
+        "fit, set_weights, or a file that carries no ledger. What they learned there "
+        "is not in this report. Report on a model as its last private fit left it, or "
+        "take into account what else it has seen.",
+        PrivacyWarning,
+        stacklevel=3,
+    )

@@ -87,6 +87,11 @@ class Owing:
         ]
         return *owe, *self.reasons
 
+    @property
+    def state(self) -> list[Any]:
+        """What a step writes to on their behalf."""
+        return [v for d in self.debtors if d is not None for v in d.state]
+
     def settle(self) -> None:
         """Draws all that is owed; eagerly."""
         with self._lock:

@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import Ledger
-from dp_train import host, model_checks
+from dp_train import effects, host, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -22,9 +21,14 @@ from dp_train.gradients.objective import (
     Rows,
     data_free_gradients,
 )
+from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
+from dp_train.owner import Owner, record, record_step
+from dp_train.replicas import check_strategy_of_fit
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
@@ -36,7 +40,7 @@ class PrivacyState:
     def __init__(self, gradients: str, microbatch_size: int | str) -> None:
         self.owing, self.owing_for = Owing(), ()
         self.set_options(gradients, microbatch_size)
-        self.account = Account(Ledger())
+        self.account = Account(Owner())
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
@@ -58,7 +62,8 @@ class PrivacyState:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
-        self.functions: dict[float, Any] = {}
+        self.sizes = FixedSizes()
+        self.functions: dict[Any, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
 
@@ -93,26 +98,92 @@ def _objective(model: Any) -> Objective:
     return Objective(model, model.trainable_variables, state.seed_states, alone=alone)
 
 
+def check_sum(
+    model: Any, operations: Sequence[tf.Operation], results: Any, **kwargs: Any
+) -> None:
+    """Refuses a clipped sum that does more than to compute.
+
+    Args:
+        model: a private model.
+        operations: that made the sum.
+        results: gradients, and what else is released.
+        kwargs: of effects.check.
+
+    Raises:
+        NotPrivateError: it changes something, or reads what metrics wrote.
+    """
+    effects.check(
+        operations,
+        what=lambda _: "The forward pass, the loss or a penalty",
+        may_write=model._privacy.owing.state,
+        may_not_read=model_checks.metric_variables(model),
+        readers=ancestors(tensors(results)),
+        **kwargs,
+    )
+
+
+def check_step(model: Any, release: Any, metrics: Any) -> None:
+    """Refuses a traced step whose release or metrics do more than they should.
+
+    Args:
+        model: a private model.
+        release: ops behind the clipped sum, up to the update of the weights.
+        metrics: ops behind these.
+
+    Raises:
+        NotPrivateError: the release reads what metrics wrote, or changes more than
+            weights and optimizer; or metrics change more than themselves.
+    """
+    state = model._privacy
+    written = model_checks.metric_variables(model)
+    effects.check(
+        release,
+        what=lambda _: "The inner optimizer, its learning rate or a constraint",
+        may_write=[
+            *model.trainable_variables,
+            *model.optimizer.variables,
+            *state.owing.state,
+            state.releases,
+        ],
+        may_not_read=written,
+    )
+    effects.check(metrics, what=lambda _: "A metric", may_write=written)
+
+
 def adopt_optimizer(model: Any) -> None:
     """One ledger for model and optimizer; what either spent before is kept."""
     optimizer = model.optimizer
     if isinstance(optimizer, DPOptimizer):
-        ledger = model._privacy.account.ledger
-        if optimizer.ledger is not ledger:
-            ledger.merge(optimizer.ledger)
-            optimizer.ledger = ledger
+        model._privacy.account.owner.join(optimizer.account.owner)
 
 
-def share_ledger_with_parts(model: Any) -> None:
-    """One ledger for a model and the private models inside it: they share weights."""
-    ledger = model._privacy.account.ledger
+def own_weights(model: Any) -> None:
+    """One ledger for all models that share a weight, or ever shared one."""
+    owner = model._privacy.account.owner
     for part in host.sublayers(model):
         state = vars(part).get("_privacy_state")
-        if state is not None and state.account.ledger is not ledger:
-            ledger.merge(state.account.ledger)
-            state.account.ledger = ledger
-            if isinstance(getattr(part, "optimizer", None), DPOptimizer):
-                part.optimizer.ledger = ledger
+        if state is not None:
+            owner.join(state.account.owner)
+    owner.own(model.weights)
+
+
+@contextmanager
+def recorded(model: Any, is_step: bool = False) -> Iterator[None]:
+    """Sees what else changed the weights before the block, and knows them after it.
+
+    Args:
+        model: a private model.
+        is_step: the block makes a single release.
+    """
+    owner = model._privacy.account.owner
+    owner.look(model.trainable_variables if is_step else model.weights)
+    try:
+        yield
+    finally:
+        if is_step:
+            record_step(model.trainable_variables)
+        else:
+            record(model.weights)
 
 
 def check_ready(model: Any) -> None:
@@ -130,14 +201,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1 or (
-        model.distribute_strategy.num_replicas_in_sync > 1
-    ):
-        raise NotPrivateError(
-            f"The model trains on {model.distribute_strategy.num_replicas_in_sync} "
-            "replicas. Noise and clipping are proved here for one replica only. Train "
-            "under the default strategy."
-        )
+    check_strategy_of_fit(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(
             "`trainable` of a layer was changed after compile. The clipped gradients "
@@ -163,13 +227,22 @@ def prepare(
 
     Returns:
         Specs of its batches.
+
+    Raises:
+        NotPrivateError: the model cannot be private, or ready-made batches vary in more
+            than the number of their rows.
     """
     state = model._privacy
-    share_ledger_with_parts(model)
     model_checks.check_recurrence(model)
-    may_vary = spec is None
-    batches = host.batch_specs(model, example if may_vary else spec, may_vary=may_vary)
+    is_ready_made = isinstance(sampling, UnverifiedSampling)
+    if is_ready_made:
+        state.sizes.check(example if spec is None else spec)
+    may_vary = spec is None and not is_ready_made
+    batches = host.batch_specs(
+        model, example if spec is None else spec, may_vary=may_vary
+    )
     host.symbolic_build(model, *batches)
+    own_weights(model)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, DPOptimizer):
@@ -184,22 +257,20 @@ def prepare(
                 "model.compile again, with a new optimizer."
             )
     layers = host.sublayers(model)
-    is_graph = not (model.run_eagerly or tf.config.functions_run_eagerly())
     fingerprint = (
-        is_graph,
+        # One that was assigned, without compile, is not in the step that was traced.
+        optimizer,
         *(str(t) for t in tensors(batches)),
         *map(id, model.variables),
         *((id(v), v.trainable) for v in layers),
     )
     is_new = state.checked != fingerprint
     if is_new:
-        model_checks.warn_of_adapted_layers(model)
+        looking.warn_of_adapted_layers(model, state.account.ledger)
         state.seed_states = model_checks.check_state_updates(model, *batches)
         model_checks.check_examples_are_separate(model, example[0])
         objective = Objective(model, variables, state.seed_states)
-        state.plan = choose.make_plan(
-            state.gradients, objective, example, batches, is_graph
-        )
+        state.plan = choose.make_plan(state.gradients, objective, example, batches)
         # Traced again, for these shapes: a step for several would know none of them.
         state.microbatch = None
         _trace_again(model)
@@ -288,11 +359,11 @@ def running(
         checkpoint by then, and with it releases of an earlier process.
     """
     state = model._privacy
-    ledger = state.account.ledger
     counted: tuple[int, int | None] = -1, -1
 
     def start() -> None:
         nonlocal counted
+        ledger = state.account.ledger
         now = ledger.total, planned_steps()
         if now != counted:
             counted = now
@@ -304,9 +375,15 @@ def running(
     state.expected_batch_size.assign(sampling.expected_batch_size)
     state.account.sampling = sampling
     model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
+    state.account.refusal = None
     try:
         with state.owing.fit():
             yield start
+    except tf.errors.OpError as error:
+        if state.account.refusal is None:
+            raise
+        # TensorFlow says it in a page of its own.
+        raise state.account.refusal from error
     finally:
         state.account.sampling = None
         state.account.least_noise_multiplier = 0.0

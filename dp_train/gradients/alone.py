@@ -20,6 +20,9 @@ from dp_train.gradients.objective import Objective, weight_values
 from dp_train.gradients.structures import restored, tensors
 from dp_train.kernels.contribution import Kept, UnsupportedSiteError
 
+_DRAWS_OF_A_CALL = 1 << 16
+"""So many draws, at most, a layer makes of one example; more would repeat another's."""
+
 
 @dataclass(frozen=True)
 class AloneCall:
@@ -72,11 +75,14 @@ class AloneCall:
 
 
 @contextmanager
-def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
+def run_alone(
+    objective: Objective, keys: Sequence[tf.Tensor], calls: list[Any]
+) -> Iterator[None]:
     """Inside the block the objective's `alone` layers are mapped over the examples.
 
     Args:
         objective: its `alone` says which.
+        keys: [b, 2] of each seed state: every example draws from its own.
         calls: each call is added.
     """
     is_inside = False
@@ -93,12 +99,16 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
             rows = [t for t, r in zip(tensors(given), is_row, strict=True) if r]
             hidden = host.hidden_on(rows)
             weights = [tf.identity(t) for t in values]
+            # Another call draws other numbers, and the rest of the model does.
+            apart = (1 + len(calls)) * _DRAWS_OF_A_CALL
+            own_keys = [key + tf.constant([0, apart], key.dtype) for key in keys]
             structure: list[Any] = []
 
             def one(elements: list[tf.Tensor]) -> list[tf.Tensor]:
                 nonlocal is_inside
+                given_rows = elements[: len(elements) - len(own_keys)]
                 slices = host.with_hidden(
-                    *restored((rows, hidden), [e[None] for e in elements])
+                    *restored((rows, hidden), [e[None] for e in given_rows])
                 )
                 remaining = iter(slices)
                 own_args, own_kwargs = restored(
@@ -108,9 +118,10 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
                         for t, r in zip(tensors(given), is_row, strict=True)
                     ],
                 )
-                before = weight_values(states)
                 mapping = zip(
-                    [*objective.variables, *states], [*weights, *before], strict=True
+                    [*objective.variables, *states],
+                    [*weights, *elements[len(given_rows) :]],
+                    strict=True,
                 )
                 is_inside = True
                 try:
@@ -120,15 +131,12 @@ def run_alone(objective: Objective, calls: list[Any]) -> Iterator[None]:
                         outputs = call(*own_args, **own_kwargs)
                 finally:
                     is_inside = False
-                moved = [scope.get_current_value(s) for s in states]
-                if any(a is not b for a, b in zip(moved, before, strict=True)):
-                    raise UnsupportedSiteError(f"{layer.name!r} draws random numbers")
                 if scope.losses:
                     raise UnsupportedSiteError(f"{layer.name!r} adds a loss of its own")
                 structure[:] = [(outputs, host.hidden_on(outputs))]
                 return tensors(structure)
 
-            elements = tensors((rows, hidden))
+            elements = [*tensors((rows, hidden)), *own_keys]
             flat = _mapped(layer, lambda parts: [t[0] for t in one(parts)], elements)
             calls.append(AloneCall(layer, one, elements, list(flat), weights))
             return host.with_hidden(*restored(structure[0], flat))

@@ -91,6 +91,7 @@ def clipped_sum_of_call(
     rows: Rows,
     y_pred: Any,
     reads: Sequence[Sequence[tf.Tensor]],
+    keys: Sequence[tf.Tensor],
     l2_norm_clip: float,
 ) -> tuple[list[tf.Tensor], tuple[bool, ...]]:
     """Sum of clipped gradients of a forward pass that somebody else traced.
@@ -101,6 +102,7 @@ def clipped_sum_of_call(
             unknown b.
         y_pred: what the call returned.
         reads: for each variable, the tensors that its values were read to.
+        keys: what its random layers draw from: secret, and new at every step.
         l2_norm_clip: C > 0.
 
     Returns:
@@ -110,12 +112,6 @@ def clipped_sum_of_call(
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
     """
     predictions = tensors((y_pred, host.hidden_on(y_pred)))
-    graph = predictions[0].graph
-    keys = [
-        read
-        for state in host.seed_states(objective.model)
-        for read in host.reads_of(state, graph)
-    ]
     kinds = separation.check(tensors(rows[0]), predictions, keys=keys)
     with (
         host.without_regularization_losses(objective.model),
@@ -192,13 +188,11 @@ def _traced(
     """One forward and one backward pass of the unmodified model on all rows."""
     rows = map_rows(_with_unknown_size, rows)
     weights = weight_values(objective.variables)
-    # One key for the whole batch: random layers draw per example by themselves.
-    batch_keys = [tf.reduce_sum(key, axis=0) for key in keys]
     reads = [[weight] for weight in weights]
     calls: list[Call] = []
     with host.without_recomputation():
-        with run_alone(objective, calls), read_by_row(objective, calls):
-            outputs, kinds = _forward(objective, weights, rows, batch_keys, calls)
+        with run_alone(objective, keys, calls), read_by_row(objective, calls):
+            outputs, kinds = _forward(objective, weights, rows, keys, calls)
         # Layers that run alone are called once more.
         traced = _PerExample(outputs[0], reads, tensors(rows), kinds, None, calls)
     traced.read_by_row([table.index for table in objective.tables])
@@ -383,9 +377,13 @@ def _forward(
     """Losses [b] of each example alone, predictions and what is hidden on them.
 
     Args:
+        keys: [b, 2] for each seed state.
         calls: those made around layers, once the model has been called.
     """
     x, y, sample_weight = rows
+    # Random layers draw per example by themselves, in order: the key of the first row
+    # serves them all, and tells nothing about how many there are.
+    batch_keys = [key[0] for key in keys]
     model = objective.model
     if host.recurrent_layers(model) and not all(
         t.shape[1:].is_fully_defined() for t in tensors(x)
@@ -393,7 +391,7 @@ def _forward(
         raise UnsupportedSiteError("a recurrent layer over an unknown number of steps")
     mapping = [
         *zip(objective.variables, weights, strict=True),
-        *zip(objective.seed_states, keys, strict=True),
+        *zip(objective.seed_states, batch_keys, strict=True),
     ]
     with (
         host.without_regularization_losses(model),
@@ -411,9 +409,10 @@ def _forward(
             *(t for c in calls for t in c.elements),
         ]
         apart = [t for c in calls for t in c.outputs]
-        kinds = separation.check(tensors(x), outputs, apart, keys)
+        secret = [*batch_keys, *keys]
+        kinds = separation.check(tensors(x), outputs, apart, secret)
         losses = _losses(objective, rows, y_pred)
-    losses = checked_at_run_time(losses, outputs, [*apart, *keys])
+    losses = checked_at_run_time(losses, outputs, [*apart, *secret])
     return (losses, y_pred, hidden), kinds
 
 

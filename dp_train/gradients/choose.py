@@ -125,9 +125,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
-    gradients: str, objective: Objective, example: Rows, spec: Rows, is_graph: bool
-) -> Plan:
+def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -> Plan:
     """The fastest engine that agrees with the loop on made-up rows.
 
     Args:
@@ -135,7 +133,6 @@ def make_plan(
         objective: the loss of one example.
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         spec: the same with None for sizes that vary.
-        is_graph: False where the training step runs eagerly.
 
     Raises:
         NotPrivateError: the engine asked for cannot be used, a weight would get noise
@@ -145,8 +142,6 @@ def make_plan(
     refused: list[tuple[str, str]] = []
     for name in ENGINES if gradients == "auto" else [gradients]:
         try:
-            if name == "bookkeeping" and not is_graph:
-                raise NotCertifiedError("run_eagerly=True leaves no graph to read")
             rows: tuple[bookkeeping.PlanRow, ...] = ()
             alone: Alone = ()
             if name == "bookkeeping":

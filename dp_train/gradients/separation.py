@@ -65,9 +65,9 @@ _REDUCING = frozenset(
     "All Any ArgMax ArgMin EuclideanNorm Max Mean Min Prod Sum Cumsum Cumprod".split()
 )
 _RANDOM = frozenset(
-    """Fill RandomStandardNormal RandomUniform RandomUniformInt
-    StatelessRandomNormalV2 StatelessRandomUniformFullIntV2 StatelessRandomUniformIntV2
-    StatelessRandomUniformV2 StatelessTruncatedNormalV2 TruncatedNormal""".split()
+    """Fill StatelessRandomNormalV2 StatelessRandomUniformFullIntV2
+    StatelessRandomUniformIntV2 StatelessRandomUniformV2
+    StatelessTruncatedNormalV2""".split()
 )
 _SOURCES = frozenset(
     "Assert LookupTableFindV2 ReadVariableOp ResourceGather VarHandleOp".split()

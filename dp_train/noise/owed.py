@@ -51,6 +51,11 @@ class OwedNoise:
         self._settled = tf.Variable(zeros, trainable=False, dtype=tf.float64)
         self._reader = tf.Variable(zeros, trainable=False, dtype=tf.int32)
 
+    @property
+    def state(self) -> list[tf.Variable]:
+        """What a step writes to: the table, and what each row owes."""
+        return [self._table, self._due, self._settled, self._reader]
+
     def owe(self, variance: tf.Tensor) -> None:
         """Every row owes that much more; the release must have been charged.
 

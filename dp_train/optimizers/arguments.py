@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, Generic, TypeVar, cast
 
 import keras
@@ -120,6 +121,27 @@ def checked_target(
             "up to ten thousands of examples."
         )
     return float(target_epsilon), float(target_delta)
+
+
+def checked_target_steps(
+    target_steps: int | None, target_epsilon: float | None
+) -> int | None:
+    if target_steps is None:
+        return None
+    if target_epsilon is None:
+        raise ValueError(
+            f"target_steps={target_steps!r} was given without target_epsilon. It says "
+            "how many steps share a target. Give target_epsilon and target_delta, or "
+            "leave it out."
+        )
+    is_whole = isinstance(target_steps, numbers.Integral)
+    if not is_whole or isinstance(target_steps, bool) or target_steps < 1:
+        raise ValueError(
+            f"target_steps must be a whole number of at least 1. Received: "
+            f"target_steps={target_steps!r}. The noise is calibrated for so many steps "
+            "of all fits together. Pass steps per epoch times epochs."
+        )
+    return int(target_steps)
 
 
 def checked_expected_batch_size(expected_batch_size: float | None) -> float | None:

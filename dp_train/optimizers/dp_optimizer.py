@@ -18,10 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from accounting import DefaultAccountant, Event, GaussianEvent, Ledger, calibrate
-from dp_train import host
-from dp_train.clipping import check_l2_norm_clip
-from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
+from accounting import GaussianEvent, Ledger
+from dp_train import effects, host, looking
+from dp_train.announcement import announce, delta_of, steps_of
+from dp_train.clipping import check_is_real, check_l2_norm_clip
+from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -29,19 +30,23 @@ from dp_train.optimizers.arguments import (
     checked_inner,
     checked_noise_multiplier,
     checked_target,
+    checked_target_steps,
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.optimizers.target import Target
+from dp_train.owner import Owner, forget, record_step
+from dp_train.replicas import check_one_replica, check_strategy_of_fit
 from dp_train.sampling import UnverifiedSampling
+from dp_train.saved_ledger import InCheckpoints
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum, Sampling
 
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
-_SPENT = 1e-3
-"""A target of which less than this share is left counts as spent."""
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
-class DPOptimizer(keras.optimizers.Optimizer):
+class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
     """Wraps any Keras optimizer; its updates come from noised, clipped sums only.
 
     Use it like the optimizer it wraps, with a model from `make_private`:
@@ -63,6 +68,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         target_epsilon: instead of noise_multiplier: `fit` calibrates the noise so that
             all its steps, with everything spent before, stay within this epsilon.
         target_delta: delta in (0, 1) of target_epsilon; well below 1 / examples.
+        target_steps: the steps that share the target, of all fits with this optimizer
+            together. By default each fit spends all that is left on its own steps.
         expected_batch_size: public divisor of the noised sum, > 0. Only for data that
             `fit` cannot sample itself; else it follows from batch_size.
         noise_source: "aes256-ctr" (cryptographic keystream on the host, the default) or
@@ -93,6 +100,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     l2_norm_clip: Fixed[float] = Fixed()
     target_epsilon: Fixed[float | None] = Fixed()
     target_delta: Fixed[float | None] = Fixed()
+    target_steps: Fixed[int | None] = Fixed()
     expected_batch_size: Fixed[float | None] = Fixed()
     noise_source: Fixed[str] = Fixed()
     lazy_noise: Fixed[bool] = Fixed()
@@ -105,6 +113,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         noise_multiplier: float | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
+        target_steps: int | None = None,
         expected_batch_size: float | None = None,
         noise_source: str = NOISE_SOURCES[0],
         lazy_noise: bool = False,
@@ -117,6 +126,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self._target_epsilon, self._target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
         )
+        self._target_steps = checked_target_steps(target_steps, target_epsilon)
         self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
         self._expected_batch_size = checked_expected_batch_size(expected_batch_size)
         if noise_source not in NOISE_SOURCES:
@@ -127,8 +137,14 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         self._noise_source = noise_source
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
-        self.ledger = Ledger()
-        self.account = Account(self.ledger)
+        self._checked_update: tuple[int, ...] = ()
+        self.account = Account(Owner())
+        self._sizes = FixedSizes()
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every release made with this optimizer, or from weights that it moved."""
+        return self.account.ledger
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -156,7 +172,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "noise_multiplier cannot be set to None. A release without a known "
                 "noise has no epsilon. Set a number, 0 for no noise."
             )
-        self._noise_multiplier = checked_noise_multiplier(noise_multiplier)
+        multiplier = checked_noise_multiplier(noise_multiplier)
+        if multiplier is not None and multiplier != self._noise_multiplier:
+            looking.note_new_noise(multiplier, self.ledger)
+        self._noise_multiplier = multiplier
 
     # ------------------------------------------------------------------ one release
 
@@ -193,14 +212,43 @@ class DPOptimizer(keras.optimizers.Optimizer):
                     "trainable_variables=model.trainable_variables."
                 )
             self.build(list(trainable_variables))
+        check_one_replica()
         _check_is_of_this_step(clipped_sum)
+        self._check_update()
         self.release(clipped_sum)
+        if tf.executing_eagerly():
+            record_step(clipped_sum.variables)
+
+    def _check_update(self) -> None:
+        """Refuses, in a custom loop, an update that depends on other variables.
+
+        Traces the update once for each learning rate, and runs nothing.
+        """
+        inner, variables = self.inner_optimizer, host.optimizer_of_build(self)
+        checked = (*map(id, variables), id(host.rate_of(inner)))
+        if checked == self._checked_update:
+            return
+
+        def update() -> tf.Tensor:
+            inner.apply([tf.zeros(v.shape, v.dtype) for v in variables], variables)
+            return tf.zeros([])
+
+        graph = tf.function(update, autograph=False).get_concrete_function().graph
+        known = [*variables, *self.variables]
+        effects.check(
+            graph.get_operations(),
+            what=lambda _: "The inner optimizer, its learning rate or a constraint",
+            may_write=known,
+            may_only_read=known,
+        )
+        self._checked_update = checked
 
     def release(self, clipped_sum: ClippedSum) -> None:
         """apply_clipped_sum without its checks: for the training step of the library.
 
         Raises:
             NotPrivateError: the clipped sum belongs to other variables.
+            TypeError: a gradient is complex.
         """
         variables = host.optimizer_of_build(self)
         if [id(v) for v in clipped_sum.variables] != [id(v) for v in variables]:
@@ -213,14 +261,17 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         bound = clipped_sum.l2_norm_bound
 
-        def begin_release(noise_source: str) -> float:
+        def begin_release(noise_source: str, digest: int | None) -> float:
             multiplier = self._known_noise_multiplier()
             clipped_sum.account.charge(
-                multiplier, bound, noise_source if multiplier > 0 else "none"
+                multiplier, bound, noise_source if multiplier > 0 else "none", digest
             )
+            forget(variables)
             return multiplier * bound
 
         gradients = clipped_sum.take()
+        for gradient in gradients:
+            check_is_real(gradient)
         extras = clipped_sum.data_free_gradients
         is_reached = clipped_sum.is_reached or (True,) * len(gradients)
         debtors = [
@@ -240,7 +291,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
-        drawn, stddev = draw_noise(self.noise_source, shapes, dtype, begin_release)
+        drawn, stddev = draw_noise(
+            self.noise_source, shapes, dtype, begin_release, clipped_sum.digest
+        )
         noise = dict(zip(now, drawn, strict=True))
         divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
 
@@ -357,18 +410,40 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
                 "sampling_probability, steps)."
             )
+        check_strategy_of_fit(tf.distribute.get_strategy())
         self._warn_of_missing_noise()
-        # One account for good: a traced step keeps it.
-        self.account.ledger = self.ledger
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
-        clipped_sum, batch = clipped_sum_in_fit(
-            variables, self.l2_norm_clip, self.expected_batch_size, self.account
+        step = clipped_sum_in_fit(
+            variables,
+            self.l2_norm_clip,
+            self.expected_batch_size,
+            self.account,
+            self._sizes,
         )
+        self._announce_fit()
         if not self.built:
             self.build(variables)
-        with tf.control_dependencies([batch]):
-            self.release(clipped_sum)
+        with tf.control_dependencies([step.batch]):
+            self.release(step.clipped_sum)
+        step.check(self)
+
+    def _announce_fit(self) -> None:
+        """Says what the fit of a plain model will do, when its step is traced."""
+        fit, sampling = host.running_fit(), self.account.sampling
+        if fit is None or sampling is None:
+            return
+        population = getattr(sampling, "population", None)
+        # Of a loader that counts, no draw is asked for here.
+        drawn = getattr(sampling, "poisson", sampling)
+        announce(
+            drawn.event(GaussianEvent(self._known_noise_multiplier())),
+            steps_of(fit),
+            self.l2_norm_clip,
+            self.ledger,
+            delta_of(looking.flat(fit["callbacks"]), population),
+            is_shown=bool(fit["verbose"]),
+        )
 
     def _warn_of_missing_noise(self) -> None:
         if self.noise_multiplier == 0:
@@ -400,13 +475,20 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     # ------------------------------------------------------------------- the budget
 
+    @property
+    def target(self) -> Target | None:
+        """The target, if there is one."""
+        if self.target_epsilon is None or self.target_delta is None:
+            return None
+        return Target(self.target_epsilon, self.target_delta, self.target_steps)
+
     def prepare(
         self, ledger: Ledger, sampling: Sampling, planned_steps: int | None
     ) -> int | None:
         """Calibrates the noise for a target, before a fit.
 
         Args:
-            ledger: what was spent so far; it becomes this optimizer's ledger.
+            ledger: what was spent so far.
             sampling: how batches will be drawn.
             planned_steps: steps of the coming fit; None if unknown.
 
@@ -415,10 +497,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             BudgetSpentError: nothing is left of the target.
-            ValueError: a target without a known number of steps.
+            ValueError: a target without a known number of steps, or more steps than
+                are left of target_steps.
         """
-        self.ledger = ledger
-        if self.target_epsilon is None or self.target_delta is None:
+        target = self.target
+        if target is None:
             self._warn_of_missing_noise()
             return None
         if planned_steps is None:
@@ -430,29 +513,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
         if planned_steps == 0:
             return 0
-
-        def event(noise_multiplier: float) -> Event:
-            return sampling.event(GaussianEvent(noise_multiplier))
-
-        relation = ledger.supported_relation(event(1.0))
-        spent = DefaultAccountant(relation).compose_ledger(ledger)
-        epsilon = spent.epsilon(self.target_delta).upper
-        if epsilon > self.target_epsilon * (1 - _SPENT):
-            raise BudgetSpentError(
-                f"The target epsilon of {self.target_epsilon:g} is spent: "
-                f"{ledger.total} releases cost {epsilon:.6g} at delta "
-                f"{self.target_delta:g}. What is left would need so much noise that "
-                "nothing is learned. Raise target_epsilon, in a new optimizer, or "
-                "train on other data."
-            )
-        self._noise_multiplier = calibrate.noise_multiplier(
-            self.target_epsilon,
-            self.target_delta,
-            1.0,
-            planned_steps,
-            relation=relation,
-            spent=ledger,
-            make_event=event,
+        name = type(self).__name__
+        ledger.remark("several_deltas", f"{name} at delta {target.delta:g}")
+        self._noise_multiplier = target.noise_multiplier(
+            ledger,
+            lambda noise: sampling.event(GaussianEvent(noise)),
+            target.covered_steps(planned_steps, int(self.iterations)),
+            self._noise_multiplier,
         )
         return planned_steps
 
@@ -461,6 +528,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     @host.untracked
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the inner optimizer's variables."""
+        self.account.owner.own(variables)
         self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -485,6 +553,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes averaged weights, where the inner optimizer keeps them."""
+        forget(var_list)
         self.inner_optimizer.finalize_variable_values(var_list)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
@@ -496,12 +565,15 @@ class DPOptimizer(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """Arguments and the ledger; the key of the noise is in neither."""
         return {
+            # Keras prints the config where it does not know the class.
+            "to_load": "import dp_train before load_model, or compile=False",
             "name": self.name,
             "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
             "l2_norm_clip": self.l2_norm_clip,
             "noise_multiplier": self.noise_multiplier,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
+            "target_steps": self.target_steps,
             "expected_batch_size": self.expected_batch_size,
             "noise_source": self.noise_source,
             "lazy_noise": self.lazy_noise,
@@ -514,6 +586,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     ) -> DPOptimizer:
         """The optimizer with the ledger that it was saved with."""
         config = dict(config)
+        config.pop("to_load", None)
         inner = keras.saving.deserialize_keras_object(
             config.pop("inner"), custom_objects=custom_objects
         )
@@ -524,11 +597,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         optimizer = cls.__new__(cls)
         DPOptimizer.__init__(optimizer, inner, **config)
         optimizer._noise_multiplier = calibrated
-        optimizer.ledger = ledger
+        optimizer.account = Account(Owner(ledger))
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
-        """The variables, and the ledger as bytes."""
+        """The variables, and the ledger as bytes: also without any model."""
         super().save_own_variables(store)
         text = self.ledger.to_json().encode()
         store["ledger"] = np.frombuffer(text, np.uint8)
@@ -540,6 +613,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
         if text is not None:
             self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
         super().load_own_variables(values)
+
+    def _owned(self) -> tuple[Owner, Any]:
+        return self.account.owner, host.optimizer_of_build(self) if self.built else ()
 
 
 def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:

@@ -7,13 +7,15 @@ book-keeping needs. The averaged gradients stay behind as dead code.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import keras
 import tensorflow as tf
 
-from dp_train import host
+from dp_train import effects, host, looking
+from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.coupled import check_loss_is_of_one_example
@@ -26,7 +28,46 @@ from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
+from dp_train.noise.draw import secret_keys
+from dp_train.sampling import UnverifiedSampling
+from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum
+
+_FEEDS = frozenset(["IteratorGetNext", "OptionalFromValue", "OptionalHasValue"])
+"""Ops by which Keras gets the batch."""
+
+
+class StepInFit(NamedTuple):
+    """A step of plain fit that is being traced, up to its clipped sum.
+
+    Attributes:
+        clipped_sum: to be released.
+        batch: a tensor of it: the charge has to wait for its draw.
+        metrics: what metrics write.
+        start, end: numbers of ops before and after the clipped sum was made.
+    """
+
+    clipped_sum: ClippedSum
+    batch: tf.Tensor
+    metrics: list[keras.Variable]
+    start: int
+    end: int
+
+    def check(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Refuses a release that does more than to update weights and optimizer.
+
+        Raises:
+            NotPrivateError: it writes to something else, or reads what metrics wrote.
+        """
+        operations, clipped_sum = _graph().get_operations(), self.clipped_sum
+        summed = (clipped_sum.gradients, clipped_sum.data_free_gradients)
+        effects.check(
+            operations[self.start :],
+            what=lambda _: "The loss, the inner optimizer, its rate or a constraint",
+            may_write=[*clipped_sum.variables, *optimizer.variables],
+            may_not_read=self.metrics,
+            readers=ancestors(tensors(summed)) | set(map(id, operations[self.end :])),
+        )
 
 
 def clipped_sum_in_fit(
@@ -34,7 +75,8 @@ def clipped_sum_in_fit(
     l2_norm_clip: float,
     expected_batch_size: float | None,
     account: Account,
-) -> tuple[ClippedSum, tf.Tensor]:
+    sizes: FixedSizes,
+) -> StepInFit:
     """The clipped sum of the step of a plain model's fit that is being traced.
 
     Args:
@@ -42,9 +84,7 @@ def clipped_sum_in_fit(
         l2_norm_clip: C > 0.
         expected_batch_size: public divisor of the noised sum, > 0.
         account: where the release is charged.
-
-    Returns:
-        The sum, and a tensor of the batch: the charge has to wait for its draw.
+        sizes: those of the first ready-made batch.
 
     Raises:
         NotPrivateError: the graph does not show what each example contributes; the
@@ -67,12 +107,28 @@ def clipped_sum_in_fit(
             "(loader.dataset_for(optimizer))",
         )
     check_dense(rows)
-    _check_step(model, rows, y_pred)
+    _check_is_alone(model, variables, account)
+    if isinstance(account.sampling, UnverifiedSampling):
+        sizes.check(rows)
+    looking.warn_of_adapted_layers(model, account.ledger)
+    fit = host.running_fit()
+    if fit is not None:
+        split = fit["validation_split"]
+        looking.warn_of_callbacks(fit["callbacks"], bool(split), account.ledger)
+        looking.warn_of_validation_split(split, account.ledger)
+    metrics = _check_step(model, rows, y_pred)
+    account.owner.own(model.weights)
+    start = len(_graph().get_operations())
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
+    keys = [
+        key
+        for state in host.seed_states(model)
+        for key in host.redirect_reads(state, _graph(), functools.partial(_key, state))
+    ]
     try:
         gradients, is_reached = clipped_sum_of_call(
-            objective, rows, y_pred, reads, l2_norm_clip
+            objective, rows, y_pred, reads, keys, l2_norm_clip
         )
     except UnsupportedSiteError as error:
         _refuse(f"the graph does not show what each example contributes ({error})")
@@ -86,8 +142,10 @@ def clipped_sum_in_fit(
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
         is_reached=is_reached,
+        digest=digest_of(rows),
     )
-    return clipped_sum, tensors(rows)[0]
+    end = len(_graph().get_operations())
+    return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)
 
 
 def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:
@@ -103,13 +161,45 @@ def _reads(variable: keras.Variable) -> list[tf.Operation]:
     return [t.op for t in host.reads_of(variable, _graph())]
 
 
+def _key(state: keras.Variable) -> tf.Tensor:
+    """A key for random layers that no seed decides, new at every step."""
+    return tf.cast(secret_keys(1)[0], state.dtype)
+
+
 def _not_read(variable: keras.Variable) -> tf.Tensor:
     """A value that nothing reads, for a variable that the step does not read."""
     return tf.identity(tf.convert_to_tensor(variable.value))
 
 
-def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
-    """Refuses steps in which examples reach the weights in other ways."""
+def _check_is_alone(
+    model: keras.Model, variables: Sequence[keras.Variable], account: Account
+) -> None:
+    """Refuses to be one of several optimizers: the others see gradients without noise.
+
+    Keras asks the optimizer of the model, and nobody else, for all trainable weights.
+    """
+    optimizer = model.optimizer
+    if getattr(optimizer, "account", None) is not account:
+        _refuse(
+            f"the optimizer of the model is {type(optimizer).__name__}, which hands "
+            "the DP optimizer some of the gradients, and what it does with them "
+            "otherwise has no noise",
+            "compile with the DP optimizer itself; DPOptimizer(inner) takes "
+            "MultiOptimizer too",
+        )
+    left_out = {id(v): v.path for v in model.trainable_variables}
+    for variable in variables:
+        left_out.pop(id(variable), None)
+    if left_out:
+        _refuse(f"it was not given {', '.join(left_out.values())}, which are trained")
+
+
+def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> list[keras.Variable]:
+    """Refuses steps in which examples reach the weights in other ways.
+
+    Returns:
+        What its metrics write.
+    """
     if model.jit_compile:
         _refuse(
             "the step is compiled by XLA, which cannot call the host for secure noise",
@@ -124,16 +214,7 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
     if type(model).compute_metrics is not keras.Model.compute_metrics:
         _refuse("the model has its own compute_metrics, which may write into weights")
     check_losses(model)
-    # Metrics are not released with the weights; the state of anything else is.
     _check_metrics(model, rows, y_pred)
-    metrics = [v for m in model.metrics for v in m.variables]
-    allowed = {id(v.value.handle) for v in [*metrics, *host.seed_states(model)]}
-    written = host.written_handles(_graph())
-    # Variables that are made while tracing get their first values in a branch.
-    writes = [
-        n for n in host.variable_writes(_graph()) if not n.endswith("cond/Assign")
-    ]
-    is_hidden = len(writes) > len(written)
     forward = ancestors(tensors(y_pred))
     for variable in model.trainable_variables:
         for op in host.users_of(variable, _graph()):
@@ -143,19 +224,18 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> None:
                     "itself, as loops, keras.remat and tf.gather do, and what it reads "
                     "is not seen"
                 )
-    read = [op for v in metrics for op in _reads(v) if id(op) in forward]
-    if read or any(v is w for v in metrics for w in model.weights):
-        _refuse("a metric is part of the forward pass, or has a weight of the model")
-    if is_hidden or any(id(handle) not in allowed for handle in written):
-        names = {id(v.value.handle): v.path for v in model.variables}
-        found = [
-            names.get(id(h), "a variable") for h in written if id(h) not in allowed
-        ]
-        _refuse(
-            f"the forward pass writes to {', '.join(found) or 'a variable'}, which "
-            "would release examples without noise",
-            "use layers without running statistics, as GroupNormalization",
-        )
+    metrics = [v for m in model.metrics for v in m.variables]
+    if any(v is w for v in metrics for w in model.weights):
+        _refuse("a metric has a weight of the model")
+    effects.check(
+        _graph().get_operations(),
+        what=lambda _: "The forward pass or the loss of the plain model",
+        may_write=[*metrics, *host.seed_states(model)],
+        may_not_read=metrics,
+        readers=forward,
+        feeds=_FEEDS,
+    )
+    return metrics
 
 
 def _check_metrics(model: keras.Model, rows: Any, y_pred: Any) -> None:
@@ -178,7 +258,7 @@ def _check_metrics(model: keras.Model, rows: Any, y_pred: Any) -> None:
     # They may have been built by the call.
     own = {id(v) for v in model.metrics_variables}
     found = [names.get(i, "a variable") for i in written if i not in own]
-    found += host.variable_writes(graph)
+    effects.check(graph.get_operations(), what=lambda _: "A metric")
     if found:
         _refuse(
             f"a metric writes to {', '.join(found)}, which would release examples "

@@ -351,3 +351,50 @@ def test_forked_processes_never_write_the_same_run() -> None:
     ledger.charge(GaussianEvent(1.0), l2_norm_clip=1.0, noise_source="s", count=20)
     ledger.merge(of_child)
     assert ledger.total == 60
+
+
+def test_remarks_travel_with_copies_files_and_merges() -> None:
+    ledger = charge(Ledger(), [(GaussianEvent(1.0), 1.0, 3)])
+    ledger.remark("printed_metrics", "somebody looked")
+    ledger.forgo(2, "somebody stopped")
+    other = Ledger()
+    other.remark("data_statistics", "a layer was adapted")
+    other.merge(ledger)
+    for copied in (
+        Ledger.from_json(other.to_json()),
+        pickle.loads(pickle.dumps(other)),
+    ):
+        assert copied.remarks == other.remarks
+    assert [r.caveat for r in other.remarks] == [
+        "data_statistics",
+        "printed_metrics",
+        "chosen_by_looking",
+    ]
+    assert other.remarks[2].foregone == (GaussianEvent(1.0), 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"caveat": "unknown"},
+        {"detail": 3},
+        {"count": 0},
+        {"event": {"type": "Nothing"}},
+        {"more": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_remark_that_is_damaged_is_refused(change) -> None:
+    ledger = charge(Ledger(), [(GaussianEvent(1.0), 1.0, 3)])
+    ledger.forgo(2, "somebody stopped")
+    content = json.loads(ledger.to_json())
+    content["remarks"][0] |= change
+    with pytest.raises(ValueError, match="cannot be read"):
+        Ledger.from_json(json.dumps(content))
+
+
+def test_remark_without_a_caveat_or_a_release_is_refused() -> None:
+    with pytest.raises(ValueError, match="no checklist knows"):
+        Ledger().remark("unknown", "something")
+    with pytest.raises(ValueError, match="Charge first"):
+        Ledger().forgo(1, "somebody stopped")

@@ -1,17 +1,21 @@
 """The statement: complete, honest about its limits, and readable by machines."""
 
+import copy
 import json
 
 import pytest
 
 import accounting
+from accounting.checklist import CAVEATS
 from accounting.default import DefaultAccountant
 from accounting.events import (
+    FixedSizeSampledEvent,
     GaussianEvent,
     PoissonSampledEvent,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
+from accounting.filters import RenyiOdometer
 from accounting.ledger import Ledger
 from accounting.relations import NeighboringRelation
 from accounting.report import privacy_report
@@ -20,6 +24,7 @@ POISSON = PoissonSampledEvent(0.004, GaussianEvent(1.1))
 UNVERIFIED = UnverifiedSamplingEvent(GaussianEvent(20.0))
 ALWAYS = [
     "central",
+    "one_person",
     "printed_metrics",
     "data_statistics",
     "tuning",
@@ -135,3 +140,60 @@ def test_population_that_is_none_is_refused(population) -> None:
 def test_delta_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="Pass for example 1e-6"):
         privacy_report(ledger_of(POISSON), 0.0)
+
+
+def test_remarks_of_the_ledger_stand_in_the_caveats_they_belong_to() -> None:
+    ledger = ledger_of(POISSON)
+    ledger.remark("data_statistics", "layer 'norm' was adapted")
+    ledger.remark("data_statistics", "layer 'norm' was adapted")
+    ledger.remark("data_statistics", "layer 'words' was adapted")
+    for known in (ledger, Ledger.from_json(ledger.to_json()), copy.copy(ledger)):
+        report = privacy_report(known, 1e-5)
+        (text,) = [c.text for c in report.caveats if c.id == "data_statistics"]
+        ending = " Here: layer 'norm' was adapted; layer 'words' was adapted."
+        assert text == CAVEATS["data_statistics"] + ending
+        assert caveats(report) == ALWAYS
+
+
+def test_training_that_stopped_early_is_offered_the_plan_and_the_odometer() -> None:
+    ledger = ledger_of(POISSON)
+    ledger.forgo(300, "EarlyStopping ended a fit")
+    # What a copy knows is no second stop.
+    ledger.merge(Ledger.from_json(ledger.to_json()))
+    report = privacy_report(ledger, 1e-5)
+    whole = DefaultAccountant().compose(POISSON, 400).epsilon(1e-5).upper
+    odometer = RenyiOdometer(1e-5)
+    odometer.record(POISSON, 100)
+    comparisons = dict(report.comparisons)
+    assert comparisons["plan"] == whole > report.epsilon.upper
+    assert comparisons["odometer"] == odometer.epsilon > report.epsilon.upper
+    assert caveats(report)[0] == "chosen_by_looking"
+    assert "Here: EarlyStopping ended a fit." in report.caveats[0].text
+    assert "of the whole plan" in str(report)
+    assert "odometer" in report.to_json()
+
+
+def test_two_equal_stops_are_both_planned() -> None:
+    ledger = ledger_of(POISSON)
+    ledger.forgo(100, "a fit was stopped")
+    ledger.forgo(100, "a fit was stopped")
+    comparisons = dict(privacy_report(ledger, 1e-5).comparisons)
+    whole = DefaultAccountant().compose(POISSON, 300).epsilon(1e-5).upper
+    assert comparisons["plan"] == whole
+
+
+def test_noise_of_several_sizes_is_named_and_its_odometer_shown() -> None:
+    louder = PoissonSampledEvent(0.004, GaussianEvent(2.2))
+    report = privacy_report(ledger_of(POISSON, louder), 1e-5)
+    assert caveats(report) == ["chosen_by_looking", *ALWAYS]
+    comparisons = dict(report.comparisons)
+    assert "plan" not in comparisons
+    assert comparisons["odometer"] > report.epsilon.upper
+
+
+def test_odometer_without_a_bound_is_left_out() -> None:
+    ledger = ledger_of(FixedSizeSampledEvent(1000, 10, GaussianEvent(2.0)))
+    ledger.forgo(5, "a fit was stopped")
+    comparisons = dict(privacy_report(ledger, 1e-5).comparisons)
+    assert comparisons["odometer"] is None
+    assert comparisons["plan"] > 0

@@ -76,7 +76,7 @@ class PlannedError(Exception):
     """Raised by the tests only."""
 
 
-def _fit(model: Any, *callbacks: Any, steps: int = STEPS, epochs: int = 1) -> None:
+def fit(model: Any, *callbacks: Any, steps: int = STEPS, epochs: int = 1) -> None:
     x, y = rows()
     model.fit(
         x,
@@ -91,7 +91,7 @@ def _fit(model: Any, *callbacks: Any, steps: int = STEPS, epochs: int = 1) -> No
 
 def _interrupted_by(model: Any, error: BaseException) -> None:
     try:
-        _fit(model, RaiseAt(error))
+        fit(model, RaiseAt(error))
     except type(error):
         return
     raise AssertionError(f"{type(error).__name__} did not leave fit.")
@@ -100,7 +100,7 @@ def _interrupted_by(model: Any, error: BaseException) -> None:
 def plain_fit() -> Any:
     """25 steps; also counted by the weights."""
     model, updates = small_model(), Updates()
-    _fit(model, updates)
+    fit(model, updates)
     assert updates.count == STEPS, f"{updates.count} of {STEPS} steps moved a weight."
     return model
 
@@ -108,7 +108,7 @@ def plain_fit() -> Any:
 def several_steps_per_execution() -> Any:
     """Two epochs of ten steps, four in one execution (the last one is shorter)."""
     model = small_model(steps_per_execution=4)
-    _fit(model, steps=10, epochs=2)
+    fit(model, steps=10, epochs=2)
     return model
 
 
@@ -123,7 +123,7 @@ def keyboard_interrupt() -> Any:
     """Ctrl-C after the eighth step, and training goes on later."""
     model = small_model()
     _interrupted_by(model, KeyboardInterrupt())
-    _fit(model, steps=3)
+    fit(model, steps=3)
     return model
 
 
@@ -157,12 +157,12 @@ def custom_loop() -> Any:
 def compiled_again() -> Any:
     """A second optimizer goes on in the ledger of the first."""
     model = small_model()
-    _fit(model, steps=12)
+    fit(model, steps=12)
     first = _updates(model)
     model.compile(
         dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=2.0), loss="mse"
     )
-    _fit(model, steps=8)
+    fit(model, steps=8)
     _assert_charged(model, first + _updates(model))
     return model
 
@@ -205,7 +205,7 @@ def assert_every_noised_update_is_charged(scenario: str) -> None:
 def assert_the_events_say_how_batches_were_drawn() -> None:
     """fit on arrays earns Poisson amplification; ready-made batches earn none."""
     model = small_model()
-    _fit(model, steps=2)
+    fit(model, steps=2)
     (release,) = model.privacy_ledger.releases
     event = release.event
     assert isinstance(event, PoissonSampledEvent), f"fit was recorded as {event}."
@@ -232,7 +232,7 @@ def assert_the_budget_holds(steps_per_execution: int) -> None:
     """BudgetStop never lets the releases exceed the target, nor the weights move on."""
     model = small_model(steps_per_execution=steps_per_execution)
     target = 7.0
-    _fit(model, dp_train.BudgetStop(target, DELTA), steps=200)
+    fit(model, dp_train.BudgetStop(target, DELTA), steps=200)
     _assert_charged(model, _updates(model))
     accountant = DefaultAccountant(model.privacy_ledger.supported_relation())
     spent = accountant.compose_ledger(model.privacy_ledger).epsilon(DELTA).upper
@@ -247,11 +247,11 @@ def assert_loading_an_older_checkpoint_keeps_what_was_spent(folder: Path) -> Non
         folder: an empty folder for the checkpoint.
     """
     model = small_model()
-    _fit(model, steps=5)
+    fit(model, steps=5)
     path = str(folder / "older.weights.h5")
     model.save_weights(path)
     old = model.get_weights()
-    _fit(model, steps=7)
+    fit(model, steps=7)
     model.load_weights(path)
     assert all(
         np.array_equal(a, b) for a, b in zip(old, model.get_weights(), strict=True)
@@ -259,9 +259,9 @@ def assert_loading_an_older_checkpoint_keeps_what_was_spent(folder: Path) -> Non
     _assert_charged(model, 12)
     store: dict[str, Any] = {}
     older = small_model()
-    _fit(older, steps=1)
+    fit(older, steps=1)
     older.optimizer.save_own_variables(store)
     model.optimizer.load_own_variables(store)
     _assert_charged(model, 13)
-    _fit(model, steps=2)
+    fit(model, steps=2)
     _assert_charged(model, 15)

@@ -639,12 +639,6 @@ def test_variable_that_the_loss_does_not_reach_has_a_line_in_the_plan():
     np.testing.assert_array_equal(unused.kernel.numpy(), before)
 
 
-def test_run_eagerly_has_no_graph_to_read():
-    model = compiled(run_eagerly=True)
-    model.train_on_batch(*data())
-    assert model.privacy_plan().engine == "vectorized"
-
-
 def test_dropout_draws_another_mask_for_every_example_and_step():
     model = keras.Sequential(
         [keras.Input((50,)), layers.Dropout(0.5), layers.Dense(1, use_bias=False)]

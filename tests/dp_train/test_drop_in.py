@@ -279,7 +279,7 @@ def test_training_on_other_data_than_the_loaders_is_noticed():
     model = dense()
     model.compile(optimizer, CASES["mean"][2])
     dp_train.PoissonLoader(x, y, batch_size=4).dataset_for(optimizer)
-    with pytest.raises(tf.errors.UnknownError, match="no\\s+Poisson samples"):
+    with pytest.raises(tf.errors.UnknownError, match="no unused draw"):
         model.fit(x, y, batch_size=4, verbose=0)
 
 
@@ -444,9 +444,9 @@ REFUSED = {
     "batch normalization": (
         lambda: stacked(layers.BatchNormalization()),
         {},
-        "writes to .*moving|may mix examples",
+        "writes to a variable .*batch_norm|may mix examples",
     ),
-    "running statistics": (lambda: stacked(Running()), {}, "writes to .*mean"),
+    "running statistics": (lambda: stacked(Running()), {}, "writes to a variable"),
     "mixing layer": (lambda: stacked(Centred()), {}, "may mix examples"),
     "examples along another axis": (
         lambda: stacked(TimeMajorProduct()),
@@ -477,7 +477,11 @@ REFUSED = {
     "loss with a side door": (lambda: stacked(kind=Remembering), {}, "loss reads what"),
     "loss that reads a weight": (lambda: stacked(kind=Penalising), {}, "reads a varia"),
     "mixup before train_step": (lambda: stacked(kind=Mixup), {}, "train_step of Keras"),
-    "metric in a layer": (lambda: stacked(Hoarding()), {}, "a metric is part"),
+    "metric in a layer": (
+        lambda: stacked(Hoarding()),
+        {},
+        "reads a variable that a metric",
+    ),
     "recurrent loop": (
         lambda: stacked(layers.Reshape((5, 1)), layers.LSTM(2)),
         {},
@@ -522,8 +526,11 @@ def test_what_the_graph_does_not_show_is_refused(case):
     with pytest.raises(dp_train.NotPrivateError, match=reason) as refusal:
         model.fit(x, y, batch_size=4, verbose=0)
     if "coupled" not in str(refusal.value) and "couples" not in str(refusal.value):
-        assert "make_private(model)" in str(refusal.value)
-        assert "clipped_gradients" in str(refusal.value)
+        both = "make_private(model)", "clipped_gradients"
+        is_told = all(way in str(refusal.value) for way in both)
+        # For what no other way of training would allow either.
+        others = "Use layers without", "Read metrics in callbacks"
+        assert is_told or any(way in str(refusal.value) for way in others)
     assert model.optimizer.ledger.total == 0
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -559,7 +566,7 @@ def test_metric_that_writes_outside_of_itself_is_refused(into):
     head = tf.Variable(tf.zeros(3)) if into == "tf.Variable" else model.layers[-1]
     model.compile(sgd(expected_batch_size=4), CASES["mean"][2], metrics=[Leaking(head)])
     before = model.get_weights()
-    with pytest.raises(dp_train.NotPrivateError, match="a metric writes to .*own"):
+    with pytest.raises(dp_train.NotPrivateError, match="metric writes to .*own"):
         model.fit(x, y, batch_size=4, verbose=0)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

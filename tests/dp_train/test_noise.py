@@ -199,7 +199,8 @@ class Charges:
         self.names = []
         self.error = error
 
-    def __call__(self, name):
+    def __call__(self, name, digest):
+        assert digest is None
         if self.error is not None:
             raise self.error
         self.names.append(name)
@@ -237,7 +238,7 @@ def test_a_traced_draw_charges_and_draws_at_every_call(source):
 
 
 def test_no_noise_is_exactly_zero():
-    def free(name):
+    def free(name, digest):
         return 0.0
 
     for source in SOURCES:
@@ -296,7 +297,8 @@ def test_noise_multiplier_zero_warns_that_epsilon_is_infinity():
     with pytest.warns(dp_train.PrivacyWarning, match="epsilon is infinity"):
         changes = noise.changes_of_fit(model, np.arange(2), 2, steps=1)
     assert np.all(changes == 0)
+    with pytest.warns(dp_train.PrivacyWarning, match="set to 1 after"):
+        model.optimizer.noise_multiplier = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.optimizer.noise_multiplier = 1.0
         noise.changes_of_fit(model, np.arange(2), 2, steps=1)

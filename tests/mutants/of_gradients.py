@@ -10,8 +10,8 @@ from unittest import mock
 
 import tensorflow as tf
 
-from dp_train import clipping, host
-from dp_train.gradients import choose, vectorized
+from dp_train import clipping, effects, host
+from dp_train.gradients import choose, objective, vectorized
 from dp_train.gradients.objective import Objective
 from dp_train.gradients.structures import accumulate, map_rows, row_count
 from dp_train.kernels import factored
@@ -170,17 +170,48 @@ def mask_shared_by_examples() -> Any:
     return _keys_by(shared)
 
 
-def mask_same_at_every_step() -> Any:
-    example_keys = Objective.example_keys
+def _secret_keys_by(function: Any) -> Any:
+    return mock.patch.object(objective, "secret_keys", function)
 
-    def repeated(self: Objective, count: tf.Tensor) -> Any:
-        states = [tf.identity(tf.convert_to_tensor(s.value)) for s in self.seed_states]
-        keys = example_keys(self, count)
-        for variable, value in zip(self.seed_states, states, strict=True):
-            variable.assign(value)
+
+def mask_same_at_every_step() -> Any:
+    return _secret_keys_by(lambda count: tf.zeros([count, 2], tf.int32))
+
+
+def mask_decided_by_a_seed() -> Any:
+    def seeded(self: Objective, count: tf.Tensor) -> Any:
+        keys = []
+        for state in self.seed_states:
+            seed = tf.cast(state.value, tf.int32)
+            key = tf.random.stateless_uniform([count, 2], seed, 0, 2**30, tf.int32)
+            keys.append(tf.cast(key, state.dtype))
         return keys
 
-    return _keys_by(repeated)
+    return _keys_by(seeded)
+
+
+def mask_that_knows_the_number_of_rows() -> Any:
+    example_keys = Objective.example_keys
+
+    def summed(self: Objective, count: tf.Tensor) -> Any:
+        # As a key for the whole batch that is made of the keys of its rows.
+        keys = example_keys(self, count)
+        return [key + tf.reduce_sum(key, 0) for key in keys]
+
+    return _keys_by(summed)
+
+
+def python_in_the_step() -> Any:
+    return mock.patch.object(host, "is_own_call", lambda function: True)
+
+
+def metrics_read() -> Any:
+    check = effects.check
+
+    def forgetting(operations: Any, **arguments: Any) -> None:
+        check(operations, **arguments | {"may_not_read": ()})
+
+    return mock.patch.object(effects, "check", forgetting)
 
 
 def rounding_of_norms_forgotten() -> Any:
@@ -264,10 +295,41 @@ MUTANTS = {
         "share one mask",
     ),
     "mask same at every step": Mutant(
-        "The state of the random layers is put back after every step.",
+        "The keys of the random layers do not change from step to step.",
         mask_same_at_every_step,
         "random layers",
         "same masks",
+    ),
+    "mask decided by a seed": Mutant(
+        "The keys of the random layers follow from keras.utils.set_random_seed.",
+        mask_decided_by_a_seed,
+        "random layers: seed",
+        # By the battery, or before by the white list: nothing of a step reads a seed.
+        "A seed decides|reads a variable that is neither",
+    ),
+    "mask that knows the number of rows": Mutant(
+        "The keys of the random layers are a sum over the rows of the batch.",
+        mask_that_knows_the_number_of_rows,
+        "random layers: rows",
+        "moved the masks of others",
+    ),
+    "Python in the step": Mutant(
+        "Any code of Python may run inside a step.",
+        python_in_the_step,
+        "effects: state",
+        "a mean of the rows was kept",
+    ),
+    "metrics read": Mutant(
+        "The loss may read what a metric wrote about the rows.",
+        metrics_read,
+        "effects: metrics",
+        "the loss read a metric",
+    ),
+    "metrics read by a plain model": Mutant(
+        "The learning rate of a plain model may read what a metric wrote.",
+        metrics_read,
+        "effects: metrics of a plain model",
+        "the schedule read a metric",
     ),
     "rounding of norms forgotten": Mutant(
         "A norm that does not form the gradient has no term for its rounding.",

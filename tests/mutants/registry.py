@@ -8,21 +8,40 @@ from pathlib import Path
 
 from tests.batteries import (
     cancellation,
+    draws,
+    effects,
     gradient,
     noise,
     owed,
+    padding,
+    random_layers,
+    refused,
     releases,
     sampler,
     sensitivity,
+    steering,
     transform,
+    weights,
 )
-from tests.mutants import of_gradients, of_noise, of_owed_noise, of_records
+from tests.mutants import (
+    of_gradients,
+    of_looking,
+    of_noise,
+    of_owed_noise,
+    of_records,
+    of_weights,
+)
 from tests.mutants.mutant import Mutant
 
 
 def _older_checkpoint() -> None:
     with tempfile.TemporaryDirectory() as folder:
         releases.assert_loading_an_older_checkpoint_keeps_what_was_spent(Path(folder))
+
+
+def _followed_by_the_ledger(way: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        weights.assert_the_ledger_follows_the_weights(way, Path(folder))
 
 
 BATTERIES: dict[str, Callable[[], None]] = {
@@ -37,6 +56,29 @@ BATTERIES: dict[str, Callable[[], None]] = {
     ),
     "random layers": lambda: gradient.assert_random_layers_draw_per_example_and_step(
         "vectorized"
+    ),
+    "random layers: seed": lambda: random_layers.assert_no_seed_decides_a_mask(
+        "bookkeeping"
+    ),
+    "random layers: rows": lambda: (
+        random_layers.assert_a_row_more_moves_no_mask_of_others("bookkeeping")
+    ),
+    "draws: steps": lambda: draws.assert_rows_that_were_not_drawn_make_no_step(
+        "train_function"
+    ),
+    "draws: rows": lambda: draws.assert_rows_that_were_not_drawn_make_no_step(
+        "repeated rows"
+    ),
+    "draws: batches": lambda: draws.assert_copies_of_a_batch_do_not_pay_again("copied"),
+    "draws: rows of a batch": lambda: draws.assert_copies_of_a_batch_do_not_pay_again(
+        "multiplied"
+    ),
+    "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
+        "fit", "py_function"
+    ),
+    "effects: metrics": lambda: effects.assert_metrics_steer_nothing("fit", "loss"),
+    "effects: metrics of a plain model": lambda: effects.assert_metrics_steer_nothing(
+        "plain fit", "schedule"
     ),
     "sensitivity": lambda: sensitivity.assert_neighbours_differ_by_at_most_the_clip(
         0.1, "auto"
@@ -76,18 +118,42 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "owed: callbacks": lambda: owed.assert_whoever_looks_sees_settled_rows("batches"),
     "owed: readers": lambda: owed.assert_whoever_looks_sees_settled_rows("Python"),
     "owed: once": owed.assert_a_row_is_settled_once_when_it_is_read,
+    "padding": lambda: padding.assert_a_long_example_moves_no_other("private fit"),
+    "steering: decisions": lambda: steering.assert_what_steers_is_reported(
+        "TerminateOnNaN"
+    ),
+    "steering: stops": steering.assert_a_stop_is_offered_the_plan,
     "ledger": lambda: releases.assert_every_noised_update_is_charged("fit"),
     "ledger: keyboard interrupt": lambda: (
         releases.assert_every_noised_update_is_charged("keyboard interrupt")
     ),
     "ledger: older checkpoint": _older_checkpoint,
+    "ledger: file of weights": lambda: _followed_by_the_ledger(
+        "weights before compile"
+    ),
+    "ledger: checkpoint of TensorFlow": lambda: _followed_by_the_ledger("checkpoint"),
+    "ledger: shared weights": lambda: (
+        weights.assert_models_that_share_a_weight_have_one_ledger("layer")
+    ),
+    "ledger: changes elsewhere": lambda: (
+        weights.assert_changes_elsewhere_are_in_the_report("plain fit")
+    ),
+    "ledger: assigned optimizer": (
+        weights.assert_an_assigned_optimizer_adds_its_own_noise
+    ),
+    "one optimizer": lambda: (
+        refused.assert_no_weight_is_trained_beside_the_dp_optimizer("the first layer")
+    ),
+    "complex weights": lambda: refused.assert_complex_weights_are_refused("vectorized"),
     "ledger: budget": lambda: releases.assert_the_budget_holds(4),
     "ledger: events": releases.assert_the_events_say_how_batches_were_drawn,
 }
 
 MUTANTS: dict[str, Mutant] = {
     **of_gradients.MUTANTS,
+    **of_looking.MUTANTS,
     **of_noise.MUTANTS,
     **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
+    **of_weights.MUTANTS,
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dp_train import NotPrivateError
-from tests.mutants import of_gradients, of_noise, of_owed_noise, of_records
+from tests.mutants import (
+    of_gradients,
+    of_looking,
+    of_noise,
+    of_owed_noise,
+    of_records,
+    of_weights,
+)
 from tests.mutants.registry import BATTERIES, MUTANTS
 
 # Python 3.12 warns of any fork; the child here uses nothing but the keystream.
@@ -32,7 +39,14 @@ def test_every_battery_is_named_by_a_mutant():
 
 
 def test_names_are_unique_and_sentences_are_whole():
-    modules = [of_gradients, of_noise, of_owed_noise, of_records]
+    modules = [
+        of_gradients,
+        of_looking,
+        of_noise,
+        of_owed_noise,
+        of_records,
+        of_weights,
+    ]
     parts = [module.MUTANTS for module in modules]
     assert sum(map(len, parts)) == len(MUTANTS) >= 18
     assert all(mutant.sentence.endswith(".") for mutant in MUTANTS.values())

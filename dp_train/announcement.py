@@ -1,0 +1,70 @@
+"""What a fit says in one line before it starts: sampling, noise, budget to be spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from absl import logging
+
+from accounting import DefaultAccountant, Event, Ledger
+
+
+def delta_of(candidates: Iterable[Any], population: int | None) -> float:
+    """The delta that a fit is told to read epsilon at, or a power of ten below 1 / N.
+
+    Args:
+        candidates: optimizer and callbacks; the first that has a delta is asked.
+        population: N, or None where it is not known.
+    """
+    for candidate in candidates:
+        for name in ("target_delta", "delta"):
+            found = getattr(candidate, name, None)
+            if isinstance(found, float):
+                return found
+    return 1e-5 if population is None else 10.0 ** -(1 + int(math.log10(population)))
+
+
+def steps_of(fit: dict[str, Any]) -> int | None:
+    """Planned steps of a plain model's fit, from its arguments; None if unknown."""
+    steps = fit["callbacks"].params.get("steps")
+    return None if steps is None else steps * (fit["epochs"] - fit["initial_epoch"])
+
+
+def announce(
+    event: Event,
+    steps: int | None,
+    l2_norm_clip: float,
+    ledger: Ledger,
+    delta: float,
+    *,
+    target: str = "",
+    is_shown: bool,
+) -> None:
+    """Logs the line, at level info; prints it, too, where a fit shows its progress.
+
+    Args:
+        event: of one step.
+        steps: how many are planned, or None if that is not known.
+        l2_norm_clip: C.
+        ledger: what was spent before.
+        delta: of the epsilons in the line.
+        target: words on a target, or "".
+        is_shown: whether fit is verbose.
+    """
+    accountant = DefaultAccountant(ledger.supported_relation(event))
+    before = accountant.compose_ledger(ledger).running_epsilon(delta)
+    spent = f"about {before:.4g} is spent" if before else "nothing is spent"
+    coming = "the number of steps is not known"
+    if steps:
+        after = accountant.compose(event, steps).running_epsilon(delta)
+        coming = f"about {after:.4g} will be at the end"
+    line = (
+        f"dp_train: {'?' if steps is None else steps} steps of {event.describe()}, "
+        f"clip norm {l2_norm_clip:g}; of epsilon at delta {delta:g} {spent}, {coming}"
+        f"{target}."
+    )
+    logging.info(line)
+    if is_shown:
+        print(line, flush=True)
