@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.random import seed_generator
@@ -114,11 +115,12 @@ def weights_in_rank_of(y: Any, weights: Any) -> Any:
     Keras multiplies them into losses of any rank, and would take the one axis of plain
     weights for the last axis of losses [n, t]. Other weights stay as they are.
     """
-    if not tf.is_tensor(weights) or weights.shape.rank != 1 or y is None:
+    if len(getattr(weights, "shape", ())) != 1 or y is None:
         return weights
+    reshape = tf.reshape if tf.is_tensor(weights) else np.reshape
 
-    def one(t: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(weights, [-1] + [1] * (t.shape.rank - 1))
+    def one(t: Any) -> Any:
+        return reshape(weights, [-1] + [1] * (len(t.shape) - 1))
 
     return keras.tree.map_structure(one, y)
 
@@ -880,7 +882,10 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
     )
 
 
-_UNSOUND_BATCH_MATMUL = pfor._pfor_converter_registry["BatchMatMulV2"]
+_CONVERTERS_OF_TENSORFLOW = {
+    name: pfor._pfor_converter_registry[name]
+    for name in ("BatchMatMulV2", "Softmax", "LogSoftmax")
+}
 
 
 def vectorized_map(
@@ -891,7 +896,8 @@ def vectorized_map(
     The oneDNN kernel of TensorFlow 2.21 reads beyond the buffer of an operand that is
     broadcast along the first of several batch axes where the other is 1 (tensorflow
     issues 117700 and 123109): wrong gradients, or a crash. The map of a batch of one
-    makes just that shape, so here both operands get equal batch axes.
+    makes just that shape, so here both operands get equal batch axes. The kernels of
+    softmax stop at five axes, and the map adds one: here they see two.
 
     Inside an XLA program the map would be a function of its own. Its sizes are values
     there, and XLA compiles anew for each value of what they were computed beside.
@@ -908,7 +914,7 @@ def vectorized_map(
 
     registry = pfor._pfor_converter_registry
     logger = tf.get_logger()
-    registry["BatchMatMulV2"] = _convert_batch_matmul
+    registry |= _CONVERTERS
     logger.addFilter(_is_for_users)
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
@@ -924,7 +930,7 @@ def vectorized_map(
         ) from error
     finally:
         logger.removeFilter(_is_for_users)
-        registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL
+        registry |= _CONVERTERS_OF_TENSORFLOW
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
@@ -958,6 +964,24 @@ def _convert_batch_matmul(pfor_input: Any) -> Any:
     product = tf.matmul(flat_x, flat_y, adjoint_a=adj_x, adjoint_b=adj_y)
     shape = tf.concat([batch, tf.shape(product)[-2:]], axis=0)
     return pfor.wrap(tf.reshape(product, shape), True)
+
+
+def _convert_last_axis(op: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], Any]:
+    """An op along the last axis, on a matrix of all that lies before it."""
+
+    def convert(pfor_input: Any) -> Any:
+        t = pfor_input.stacked_input(0)
+        rows = op(tf.reshape(t, tf.stack([-1, tf.shape(t)[-1]])))
+        return pfor.wrap(tf.ensure_shape(tf.reshape(rows, tf.shape(t)), t.shape), True)
+
+    return convert
+
+
+_CONVERTERS = {
+    "BatchMatMulV2": _convert_batch_matmul,
+    "Softmax": _convert_last_axis(tf.nn.softmax),
+    "LogSoftmax": _convert_last_axis(tf.nn.log_softmax),
+}
 
 
 def is_compiled() -> bool:
