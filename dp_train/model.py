@@ -39,7 +39,7 @@ from dp_train.private_state import (
     recorded,
     running,
 )
-from dp_train.replicas import check_one_replica
+from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
 from dp_train.sizes import FixedSizes
@@ -537,7 +537,7 @@ def clipped_gradients(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
-    check_one_replica(model.distribute_strategy)
+    check_strategy(model.distribute_strategy)
     sampling: Sampling
     if isinstance(x, Batch):
         sampling = x.sampling
