@@ -37,6 +37,8 @@ setup(
         "keras>=3.15,<3.16",
         # the line that fit logs
         "absl-py>=2",
+        # the ledger in files of weights, which Keras reads by it as well
+        "h5py>=3.11",
         # noise, sampling, accounting on arrays
         "numpy>=2.1,<3",
         # quadrature and special functions of the accountants

@@ -18,12 +18,14 @@ from accounting.events import (
 )
 from accounting.mechanisms import (
     FREE,
-    UNPROTECTED,
     Composition,
     Mechanism,
+    exposure,
+    is_unprotected,
     mechanism_of,
     without_failures,
 )
+from accounting.promise import Promise
 from accounting.relations import NeighboringRelation
 
 if TYPE_CHECKING:
@@ -34,8 +36,11 @@ _ROUNDED = 1e-14
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Promise):
     """An answer with its error: lower <= truth <= upper, estimate in between.
+
+    Where a number is asked for (`float`, `<`, `f"{bounds:.2f}"`, `round`), it is the
+    upper bound, rounded up.
 
     Attributes:
         lower: never above the truth; 0 where the accountant has no lower bound.
@@ -56,6 +61,11 @@ class Bounds:
                 f" estimate={self.estimate!r}, upper={self.upper!r}. An upper bound"
                 " below the lower one promises what is not true. Pass them in order."
             )
+
+    @property
+    def promised(self) -> float:
+        """The upper bound."""
+        return self.upper
 
     def __str__(self) -> str:
         if self.upper == math.inf:
@@ -175,7 +185,7 @@ class ComposingAccountant(abc.ABC):
                 " the promise may fail, and must be far below 1 / number of examples."
                 " Pass for example 1e-6."
             )
-        if any(mechanism == UNPROTECTED for mechanism, _ in self._composition):
+        if any(is_unprotected(mechanism) for mechanism, _ in self._composition):
             return Bounds(0.0, math.inf, math.inf, True)
         composition, failure = without_failures(self._composition)
         if failure >= delta:
@@ -210,13 +220,27 @@ class ComposingAccountant(abc.ABC):
                 f"epsilon is {epsilon!r}, not a finite number >= 0. No probability"
                 " belongs to such a bound. Pass for example 2.0."
             )
-        if any(mechanism == UNPROTECTED for mechanism, _ in self._composition):
-            return Bounds(0.0, 1.0, 1.0, True)
+        if any(is_unprotected(mechanism) for mechanism, _ in self._composition):
+            return Bounds(self.remainders()[0], 1.0, 1.0, True)
         composition, failure = without_failures(self._composition)
         bounds = Bounds(0.0, 0.0, 0.0, True)
         if composition:
             bounds = self._delta(composition, float(epsilon))
         return with_failure(bounds, failure)
+
+    def remainders(self) -> tuple[float, float]:
+        """What no epsilon takes away of delta, from below: releases that told all.
+
+        Returns:
+            For the order of datasets in which the first has the example, whose presence
+            such releases tell, and for the other order.
+        """
+        composition, failure = without_failures(self._composition)
+        told = exposure(composition)
+        # Without the example there is nothing to tell, unless it is in for certain.
+        chances = (failure + (1 - failure) * told, 1.0 if told == 1 else failure)
+        first, second = (c if c == 1 else c * (1 - 4 * _ROUNDED) for c in chances)
+        return first, second
 
     @abc.abstractmethod
     def _epsilon(self, composition: Composition, delta: float) -> Bounds:
@@ -231,7 +255,8 @@ def with_failure(bounds: Bounds, failure: float) -> Bounds:
     """Bounds on D + (1 - D) delta from those on delta, D rounded upward."""
     if failure == 0:
         return bounds
-    upper = min(bounds.upper + failure * (1 + _ROUNDED), 1.0)
+    upper = failure + (1 - failure) * bounds.upper
+    upper = min(upper * (1 + _ROUNDED), 1.0)
     failure *= 1 - 2 * _ROUNDED
     lower = (failure + (1 - failure) * bounds.lower) * (1 - _ROUNDED)
     estimate = failure + (1 - failure) * bounds.estimate

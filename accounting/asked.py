@@ -1,13 +1,14 @@
 """What was typed, as a plan; everything that is wrong is refused in one line."""
 
 import argparse
+import dataclasses
 from fractions import Fraction
 
 from accounting.calibrate import MOST_STEPS
 from accounting.plan import ACCOUNTANTS, Plan
 from accounting.relations import NeighboringRelation
 from accounting.samplings import SAMPLINGS, Scheme
-from accounting.typed import DECIMAL, UsageError, integer, number, parse
+from accounting.typed import UsageError, exact, integer, number
 
 _MOST_EXAMPLES_PER_USER = 1000
 _WITH_USERS = ("poisson", "shuffle", "none")
@@ -18,7 +19,6 @@ _RECORDED = (
     "epochs",
     "steps",
     "max_batch_size",
-    "max_examples_per_user",
     "l2_norm_clip",
 )
 
@@ -61,8 +61,27 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def same_for_ledger(options: argparse.Namespace) -> tuple[str, float, int | None]:
-    """Accountant, delta and number of examples, typed beside --ledger."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statement:
+    """What was typed beside --ledger.
+
+    Attributes:
+        accountant: a key of ACCOUNTANTS.
+        delta: probability with which epsilon may fail.
+        population: number of examples, if it was typed.
+        max_examples_per_user: the most examples of one unit of privacy.
+        relation: the neighboring relation, if it was typed.
+    """
+
+    accountant: str
+    delta: float
+    population: int | None
+    max_examples_per_user: int
+    relation: NeighboringRelation | None
+
+
+def statement_of(options: argparse.Namespace) -> Statement:
+    """Validates what goes with --ledger."""
     for name in _RECORDED:
         if getattr(options, name) is not None:
             raise UsageError(
@@ -71,15 +90,16 @@ def same_for_ledger(options: argparse.Namespace) -> tuple[str, float, int | None
             )
     if options.sampling is not None or options.curve:
         raise UsageError(
-            "--ledger goes with --delta, --relation, --accountant, --N, --plot and"
-            " --json only. The ledger has recorded how batches were formed. Leave out"
-            " the rest."
+            "--ledger goes with --delta, --relation, --accountant, --N,"
+            " --max_examples_per_user, --plot and --json only. The ledger has recorded"
+            " how batches were formed. Leave out the rest."
         )
     population = None
     if options.N is not None:
         population = integer("N", options.N, "the number of training examples", "60000")
     name = _one_of("accountant", options.accountant, list(ACCOUNTANTS))
-    return name, delta_of(options, population), population
+    delta, users = delta_of(options, population), _users(options, "poisson")
+    return Statement(name, delta, population, users, relation_of(options))
 
 
 def relation_of(options: argparse.Namespace) -> NeighboringRelation | None:
@@ -87,7 +107,7 @@ def relation_of(options: argparse.Namespace) -> NeighboringRelation | None:
     if options.relation is None:
         return None
     try:
-        return NeighboringRelation(options.relation)
+        return NeighboringRelation(options.relation.replace("-", "_"))
     except ValueError:
         raise UsageError(
             f"--relation is {options.relation!r}, which is not known. An epsilon means"
@@ -167,7 +187,7 @@ def _steps(
         return integer("steps", steps, "the number of noised steps", "14063")
     if epochs is None:
         return None
-    count = parse("epochs", epochs, DECIMAL, Fraction, "passes over the data", "60")
+    count = exact("epochs", epochs, "passes over the data", "60")
     most = count * population / (batch_size or 1)
     if not 0 < most <= MOST_STEPS:
         raise UsageError(
@@ -281,7 +301,8 @@ def _check_combination(
 
 
 def _one_of(name: str, value: str, known: list[str]) -> str:
-    """The typed name, if it is known."""
+    """The typed name, if it is known; hyphens are as good as underscores."""
+    value = value.replace("-", "_")
     if value not in known:
         raise UsageError(
             f"--{name} is {value!r}, which is not known. Epsilon depends on it. Type"

@@ -226,22 +226,19 @@ class _Search:
         tolerance = share * question.tolerance(self.guess, point)
         step = math.sqrt(8 * tolerance / (self.total * (1 + self.order)))
         self.lower, self.upper = 0.0, math.inf
-        before = math.inf
+        before, is_slow = math.inf, False
         for turn in range(_PASSES):
             lower, upper, used = self._bounds(step)
             self.lower = max(self.lower, lower)
             self.upper = min(self.upper, upper)
             self.step = used
             excess = question.excess(self.lower, self.upper, point)
-            if (
-                excess <= 1
-                or used > step * (1 + 1e-9)
-                or (turn > 2 and excess > 0.8 * before)
-            ):
+            is_slow, was_slow = excess > 0.8 * before, turn > 1 and is_slow
+            if excess <= 1 or used > step * (1 + 1e-9) or (is_slow and was_slow):
                 return
             before = excess
             if turn > 0 or point.converged or self.lower > 0:
-                step *= max(0.2, 0.9 / math.sqrt(excess))
+                step *= 0.2 if is_slow else max(0.2, 0.9 / math.sqrt(excess))
             if not point.converged and self.upper < math.inf:
                 self._tilt_at(self.upper)
 
@@ -278,15 +275,18 @@ class _Search:
         return (self.upper + 2 * self.lower) / 3
 
     def _grid(self, loss: Loss, ends: tuple[float, float], step: float) -> Grid:
-        if loss.lattice is not None and _divides(step, loss.lattice[1]):
-            return grid.aligned(step, loss.lattice[0], *ends)
+        for lattice in (loss.lattice, loss.heaviest(self.order)):
+            if lattice is not None and _divides(step, lattice[1]):
+                return grid.aligned(step, lattice[0], *ends)
         return grid.place(loss, step, *ends)
 
     def _fitted(self, step: float) -> float:
         """A step, not longer, that divides the distance of heavy losses."""
-        for loss, _ in self.terms:
-            if loss.lattice is not None and loss.lattice[1] >= step:
-                return loss.lattice[1] / math.ceil(loss.lattice[1] / step)
+        lattices = [loss.lattice for loss, _ in self.terms]
+        lattices += [loss.heaviest(self.order) for loss, _ in self.terms]
+        for lattice in lattices:
+            if lattice is not None and lattice[1] >= step:
+                return lattice[1] / math.ceil(lattice[1] / step)
         return step
 
     def _bounds(self, step: float) -> tuple[float, float, float]:

@@ -73,6 +73,15 @@ CAVEATS: Mapping[str, str] = types.MappingProxyType(
             "The setting is central: whoever trains sees the data and is trusted. The"
             " statement protects against those who see the models."
         ),
+        "one_person": (
+            "The unit is one example. A person who owns several of them, or is told of"
+            " in several, is protected less: by the statement for so many examples of"
+            " one user (max_examples_per_user), which needs that number bounded."
+        ),
+        "several_deltas": (
+            "An epsilon means something at its own delta only, and other deltas than"
+            " that of this statement were used."
+        ),
         "printed_metrics": (
             "Training losses and metrics shown during training are computed from the"
             " data without noise. The statement does not cover them, nor what was"

@@ -46,21 +46,23 @@ class SingleRelease:
     noise: float
 
     def __call__(self, epsilon: float) -> tuple[float, float]:
-        values, errors = zip(self._remove(epsilon), self._add(epsilon), strict=True)
+        values, errors = zip(self.remove(epsilon), self.add(epsilon), strict=True)
         return max(values), max(errors)
 
-    def _remove(self, epsilon: float) -> tuple[float, float]:
+    def remove(self, epsilon: float) -> tuple[float, float]:
+        """The direction in which the first dataset has the example."""
         q, s = self.q, self.noise
-        if epsilon > 600:
-            log_c = epsilon - math.log(q) + math.log1p((q - 1) * math.exp(-epsilon))
-        else:
-            log_c = math.log1p(math.expm1(epsilon) / q)
+        grown = math.expm1(epsilon) / q if epsilon <= 600 else math.inf
+        log_c = math.log1p(grown)
+        if grown == math.inf:
+            log_c = epsilon - math.log(q) + math.log(-math.expm1(-epsilon))
         y = s * log_c - 0.5 / s
         value, error = _log_tails(y, 1 / s)
         rounding = 8 * ROUNDOFF * (s * (1 + log_c) + 1 / s) * (2 + abs(y))
         return math.log(q) + value, error + rounding
 
-    def _add(self, epsilon: float) -> tuple[float, float]:
+    def add(self, epsilon: float) -> tuple[float, float]:
+        """The direction in which the second dataset has the example."""
         q, s = self.q, self.noise
         c = math.expm1(-epsilon) / q + 1
         if c <= 0:
@@ -69,7 +71,9 @@ class SingleRelease:
         y = -s * math.log(c) - 0.5 / s
         value, error = _log_tails(y, 1 / s)
         rounding = 8 * ROUNDOFF * (s / c + 1 / s) * (2 + abs(y))
-        return epsilon + math.log(q * c) + value, error + rounding + 4 * ROUNDOFF / c
+        return epsilon + math.log(q) + math.log(
+            c
+        ) + value, error + rounding + 4 * ROUNDOFF / c
 
 
 def epsilon_bounds(log_delta: LogDelta, delta: float) -> Bounds:

@@ -2,24 +2,30 @@
 
     compute_dp_sgd_privacy --N=60000 --batch_size=256 --noise_multiplier=1.1 \\
         --epochs=60 --delta=1e-5
+
+Options may be spelled with hyphens, and numbers as 6e4 or 1/50000.
 """
 
 import argparse
 import json
+import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from accounting.asked import plan_of, relation_of, same_for_ledger
+from accounting.asked import plan_of, statement_of
 from accounting.calibrate import BudgetSpentError
 from accounting.events import UnsupportedEventError
 from accounting.ledger import Ledger
+from accounting.ledger_files import read_ledger
 from accounting.plan import ACCOUNTANTS, DEFAULT_ACCOUNTANT, PROGRAM, described, solve
 from accounting.plan_text import text
 from accounting.plots import PlotError, draw
-from accounting.report import privacy_report
+from accounting.report import package_version, privacy_report
 from accounting.samplings import SAMPLINGS
 from accounting.typed import UsageError
+from accounting.users import composed_for_users
 
 _DESCRIPTION = f"""\
 How much a DP-SGD training reveals about any one example: epsilon at delta.
@@ -36,7 +42,7 @@ noise, the most steps, the largest batches or the smallest delta.
 examples:
   {PROGRAM} --N=60000 --batch_size=256 --noise_multiplier=1.1 --epochs=60 --delta=1e-6
   {PROGRAM} --N=60000 --batch_size=256 --target_epsilon=3 --epochs=60 --delta=1e-6
-  {PROGRAM} --ledger=ledger.json --delta=1e-6
+  {PROGRAM} --ledger=model.keras --delta=1e-6
 """
 _EPILOG = f"""\
 Sampling decides. The default, Poisson, is what dp_train does with arrays: each example
@@ -44,6 +50,8 @@ enters each batch by its own coin. Batches cut from a shuffled dataset must not 
 its figure; --sampling=shuffle gives theirs. The samplings:
 
 {chr(10).join(f"  {name:<18} {meaning}" for name, meaning in SAMPLINGS.items())}
+
+Numbers may be typed as 60000, 6e4 or 1/50000, and options with hyphens.
 
 Microbatches change nothing and are no option: each example is clipped by itself.
 """
@@ -67,7 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 if something typed is wrong or has no answer.
     """
     try:
-        options = _parser().parse_args(argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads, such as head, has what it wanted. What is still to be written
+        # when the process ends goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Prints the answer or one line on stderr."""
+    try:
+        options = _parser().parse_args(_spelled(argv))
         run = _plan if options.ledger is None else _statement
         print(run(options))
     except SystemExit as stop:  # after --help
@@ -84,6 +105,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _spelled(argv: Sequence[str]) -> list[str]:
+    """The arguments with underscores for hyphens; no option but --ledger twice."""
+    result, seen = [], set()
+    for argument in argv:
+        if argument.startswith("--"):
+            name, *value = argument[2:].split("=", 1)
+            name = name.replace("-", "_")
+            if name in seen and name != "ledger":
+                raise UsageError(
+                    f"--{name} is given twice. Which of the two is meant decides the"
+                    f" answer. Type --{name} once."
+                )
+            seen.add(name)
+            argument = "=".join([f"--{name}", *value])
+        result.append(argument)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,9 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--ledger",
         metavar="FILE",
-        help="instead of a plan: the statement for what a training has recorded",
+        action="append",
+        help="instead of a plan: the statement for what a training has recorded, from"
+        " a .ledger.json, .keras or HDF5 file; several are added up",
     )
     add("--json", action="store_true", help="print one JSON object instead of text")
+    version = f"{PROGRAM} {package_version()}"
+    add("--version", action="version", version=version, help="print the version")
     return parser
 
 
@@ -179,35 +222,66 @@ def _plan(options: argparse.Namespace) -> str:
 
 
 def _statement(options: argparse.Namespace) -> str:
-    """The privacy statement for a ledger, as text or JSON."""
-    name, delta, population = same_for_ledger(options)
+    """The privacy statement for one or more ledgers, as text or JSON."""
+    asked = statement_of(options)
+    ledger = Ledger()
+    for path in options.ledger:
+        ledger.merge(_ledger(path))
     try:
-        with open(options.ledger, encoding="utf-8") as file:
-            ledger = Ledger.from_json(file.read())
         report = privacy_report(
             ledger,
-            delta,
-            relation=relation_of(options),
-            population=population,
-            accountant=ACCOUNTANTS[name],
+            asked.delta,
+            relation=asked.relation,
+            population=_population(ledger, asked.population),
+            accountant=ACCOUNTANTS[asked.accountant],
+            max_examples_per_user=asked.max_examples_per_user,
         )
-    except OSError as error:
-        raise UsageError(
-            f"--ledger {options.ledger!r} cannot be read: {error.strerror}. It holds"
-            " what was released. Type the path of a file that Ledger.to_json wrote."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--ledger {options.ledger!r} is not text ({error.reason}). It holds what"
-            " was released. Type the path of a file that Ledger.to_json wrote."
-        ) from None
+    except UnsupportedEventError:
+        raise
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.plot is not None:
-        composed = ACCOUNTANTS[name](report.relation).compose_ledger(ledger)
         title = f"{ledger.total} recorded releases"
+        composed = composed_for_users(
+            ACCOUNTANTS[asked.accountant](report.relation),
+            ledger,
+            asked.max_examples_per_user,
+        )
         _written(lambda: draw(composed, options.plot, title))
     return report.to_json() if options.json else str(report)
+
+
+def _population(ledger: Ledger, typed: int | None) -> int | None:
+    """The number of examples: typed, or what the file says."""
+    said = ledger.about.get("examples")
+    if not isinstance(said, int) or said < 1:
+        return typed
+    if typed is not None and typed != said:
+        raise UsageError(
+            f"--N is {typed}, and the ledger says that there were {said} examples."
+            " Delta is compared with 1 / N. Leave out --N, or correct it."
+        )
+    return said
+
+
+def _ledger(path: str) -> Ledger:
+    """The ledger in a file, or why there is none."""
+    try:
+        return read_ledger(path)
+    except OSError as error:
+        raise UsageError(
+            f"--ledger {path!r} cannot be read: {error.strerror}. It holds what was"
+            " released. Type the path of a file that Ledger.to_json wrote, or of a"
+            " saved model."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--ledger {path!r} is not text ({error.reason}). It holds what was"
+            " released. Type the path of a file that Ledger.to_json wrote, or of a"
+            " saved model."
+        ) from None
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(str(error)) from None
 
 
 def _written(write: Callable[[], None]) -> None:

@@ -13,10 +13,15 @@ arXiv:2202.08312; Choquette-Choo et al. 2023, arXiv:2211.06530, Theorem 2). Sets
 most k steps that are at least b apart are bounded term by term (arXiv:2306.08153,
 section 3): with s_i the most that sum_{j in S} |c_i . c_j| can be for sets S with i,
 
-    sensitivity^2 <= the sum of the k largest s_i
+    sensitivity^2 <= the largest sum of s_i over such a set
 
-and s_i by dynamic programming over the steps. It is tight where columns that are b
-apart are orthogonal, as those of a banded C.
+and both by dynamic programming over the steps. It is tight where columns that are b
+apart are orthogonal, as those of a banded C, and for one participation.
+
+The steps of an example are fixed beforehand, so what is proved is about its gradients:
+zeroing or replacing them. Adding or removing an example of a sequence of batches may
+move others to other steps, and nothing is proved about that: the event says that its
+batches were ready-made.
 
 Tree aggregation (Kairouz et al. 2021, arXiv:2103.00039) has one row for each complete
 node of a binary tree over the steps: c_i . c_j is the number of nodes above both.
@@ -28,6 +33,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from accounting.event_base import checked_count, checked_noise
+from accounting.events import UnverifiedSamplingEvent
 from accounting.noise_events import GaussianEvent
 from accounting.pairs import Array
 
@@ -40,7 +46,7 @@ def matrix_mechanism(
     *,
     participations: int = 1,
     separation: int = 1,
-) -> GaussianEvent:
+) -> UnverifiedSamplingEvent:
     """The release of a whole training with correlated noise, as one event.
 
     Args:
@@ -50,11 +56,11 @@ def matrix_mechanism(
         separation: b, the least distance between two of them.
 
     Returns:
-        GaussianEvent(noise_multiplier / sensitivity); its count is 1, whatever the
-        number of steps.
+        GaussianEvent(noise_multiplier / sensitivity) over ready-made batches; its count
+        is 1, whatever the number of steps.
 
     >>> event = matrix_mechanism(4.0, [[1.0, 0.0], [1.0, 1.0]])
-    >>> f"{event.noise_multiplier:.6f}"
+    >>> f"{event.event.noise_multiplier:.6f}"
     '2.828427'
     """
     columns = np.asarray(encoder, float)
@@ -77,7 +83,7 @@ def tree_aggregation(
     *,
     participations: int = 1,
     separation: int = 1,
-) -> GaussianEvent:
+) -> UnverifiedSamplingEvent:
     """The release of all complete nodes of a binary tree over the steps, as one event.
 
         sensitivity = sqrt(floor(log2 steps) + 1)      for one participation
@@ -89,12 +95,11 @@ def tree_aggregation(
         separation: b, the least distance between two of them.
 
     >>> tree_aggregation(6.0, 256)
-    GaussianEvent(noise_multiplier=2.0)
+    UnverifiedSamplingEvent(event=GaussianEvent(noise_multiplier=2.0))
     """
     steps = checked_count(steps, "steps", "the number of leaves of the tree")
-    if checked_count(participations, "participations", "how often one takes part") == 1:
-        noise = _noise(noise_multiplier)
-        return GaussianEvent(noise / math.sqrt(steps.bit_length()))
+    if _most_taken(steps, participations, separation) == 1:
+        return _gaussian(noise_multiplier, steps.bit_length())
     _check_steps(steps)
     gram = np.zeros((steps, steps))
     for level in range(steps.bit_length()):
@@ -108,18 +113,33 @@ def tree_aggregation(
 
 def _event(
     noise_multiplier: float, gram: Array, participations: int, separation: int
-) -> GaussianEvent:
-    count = checked_count(participations, "participations", "how often one takes part")
-    apart = checked_count(separation, "separation", "how far apart one takes part")
-    noise = _noise(noise_multiplier)
-    largest = np.sort([_best(gram[i], i, count, apart) for i in range(len(gram))])
-    total = float(largest[::-1][:count].sum()) * (1 + 1e-12)
+) -> UnverifiedSamplingEvent:
+    count = _most_taken(len(gram), participations, separation)
+    apart = min(separation, len(gram))
+    largest = np.array([_best(gram[i], i, count, apart) for i in range(len(gram))])
+    total = float(_best_of(largest, count, apart)[count]) * (1 + 1e-12)
     if total == 0:
         raise ValueError(
             "encoder is 0 everywhere. What is released then holds no data, and has no"
             " sensitivity to divide by. Pass the encoder that was used."
         )
-    return GaussianEvent(noise / math.sqrt(total))
+    return _gaussian(noise_multiplier, total)
+
+
+def _gaussian(noise_multiplier: float, square: float) -> UnverifiedSamplingEvent:
+    """The event of noise over a sensitivity, given as its square."""
+    noise = checked_noise(
+        noise_multiplier,
+        "the standard deviation of the noise in units of the clip norm",
+    )
+    return UnverifiedSamplingEvent(GaussianEvent(noise / math.sqrt(square)))
+
+
+def _most_taken(steps: int, participations: int, separation: int) -> int:
+    """How many steps an example takes part in: no more than fit so far apart."""
+    count = checked_count(participations, "participations", "how often one takes part")
+    apart = checked_count(separation, "separation", "how far apart one takes part")
+    return min(count, -(-steps // apart))
 
 
 def _best(row: Array, step: int, count: int, apart: int) -> float:
@@ -146,13 +166,6 @@ def _best_of(row: Array, most: int, apart: int) -> Array:
         best[k] = after[-1]
         before = after
     return best
-
-
-def _noise(noise_multiplier: float) -> float:
-    return checked_noise(
-        noise_multiplier,
-        "the standard deviation of the noise in units of the clip norm",
-    )
 
 
 def _check_steps(steps: int) -> None:

@@ -79,7 +79,8 @@ class Crossing:
             if not bounds.converged:
                 break
         bounds = self.bounds(dose)
-        is_wide = bounds.upper - bounds.lower > _WIDE * bounds.upper
+        # An upper bound alone is one by Renyi divergences, which is even.
+        is_wide = 0 < bounds.lower < (1 - _WIDE) * bounds.upper
         self._is_uneven |= is_wide and bounds.lower <= self.target
         return bounds.upper / self.target
 

@@ -57,6 +57,8 @@ BINOMIAL_ERROR = 1e-10
 # Losses beyond it leave no digits to their exponentials.
 _MOST_LOSS = 300.0
 _MOST_POINTS = 1_000_000
+# Below it the ratio of a loss to a sampling probability may leave the range of numbers.
+_LEAST_PROBABILITY = 1e-290
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,16 +104,20 @@ def is_on_grid(mechanism: Mechanism, relation: NeighboringRelation) -> bool:
     """False where the numbers of a mechanism leave the grid too few digits."""
     distance = relation.sensitivity(1.0)
     match mechanism:
-        case SampledGaussian(_, noise) | FixedSizeGaussian(_, noise):
-            return 2 * LEAST_NOISE <= noise <= LARGEST_NOISE
-        case TruncatedPoissonSampledEvent(_, GaussianEvent(noise)):
-            return 2 * LEAST_NOISE <= noise <= LARGEST_NOISE
-        case MixtureOfGaussiansEvent(noise):
-            return 2 * LEAST_NOISE <= noise <= LARGEST_NOISE
+        case (
+            SampledGaussian(q, noise)
+            | FixedSizeGaussian(q, noise)
+            | TruncatedPoissonSampledEvent(q, GaussianEvent(noise))
+        ):
+            is_likely = q >= _LEAST_PROBABILITY
+            return is_likely and 2 * LEAST_NOISE <= noise <= LARGEST_NOISE
+        case MixtureOfGaussiansEvent(noise, _, chances):
+            is_likely = math.fsum(chances[1:]) >= _LEAST_PROBABILITY
+            return is_likely and 2 * LEAST_NOISE <= noise <= LARGEST_NOISE
         case RandomAllocationEvent(_, GaussianEvent(noise)):
             return LEAST_ALLOCATED_NOISE <= noise <= 1e4
-        case PoissonSampledEvent(_, inner):
-            return is_on_grid(inner, relation)
+        case PoissonSampledEvent(q, inner):
+            return q >= _LEAST_PROBABILITY and is_on_grid(inner, relation)
         case LaplaceEvent(noise):
             return distance / noise <= _MOST_LOSS and noise <= LARGEST_NOISE
         case DiscreteLaplaceEvent(noise, sensitivity):

@@ -30,7 +30,7 @@ import numpy as np
 
 from accounting.calibrate import MOST_STEPS, BudgetSpentError
 from accounting.events import Event, UnsupportedEventError, checked_count
-from accounting.mechanisms import FREE, UNPROTECTED, mechanism_of
+from accounting.mechanisms import FREE, is_unprotected, mechanism_of
 from accounting.moments import moments_of, refusal
 from accounting.pairs import Array
 from accounting.relations import NeighboringRelation
@@ -209,7 +209,7 @@ def _costs(event: Event, relation: NeighboringRelation, orders: Array) -> Array:
     mechanism = mechanism_of(event, "filter", relation)
     if mechanism == FREE:
         return np.zeros_like(orders)
-    if mechanism == UNPROTECTED:
+    if is_unprotected(mechanism):
         return np.full_like(orders, math.inf)
     found = refusal(mechanism, relation)
     if found is not None:

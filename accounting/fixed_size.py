@@ -47,6 +47,11 @@ class FixedSizeLoss(Loss):
         """The pair that one choice of data attains; ours has its losses > 0."""
         return SampledGaussianLoss(self.q, self.noise / 2, "remove")
 
+    @property
+    def attained_exchanged(self) -> SampledGaussianLoss:
+        """The same pair in the other order."""
+        return SampledGaussianLoss(self.q, self.noise / 2, "add")
+
     def node_count(self, tail: float, frequency: float, order: float) -> int:
         return 2 * self.attained.node_count(tail, frequency, order) + 1
 

@@ -165,7 +165,10 @@ def laws(loss: Loss, grid: Grid) -> tuple[GridLaw, GridLaw]:
     if points is not None:
         return _exact(grid, points), _upper(grid, cells)
     lowest = np.array([grid.offset + grid.step * grid.start])
-    return _lower(grid, cells, loss.below(lowest)), _upper(grid, cells)
+    lower = _lower(grid, cells, loss.below(lowest))
+    if not lower.masses.any():
+        lower = _rounded_down(grid, loss)
+    return lower, _upper(grid, cells)
 
 
 def upper_law(loss: Loss, grid: Grid) -> GridLaw:
@@ -180,6 +183,20 @@ def _exact(grid: Grid, points: Points) -> GridLaw:
     masses = np.zeros(int(points.index[-1]) - first + 1)
     masses[points.index - first] = points.mass
     return GridLaw(grid.step, grid.offset - points.slip, first, masses)
+
+
+def _rounded_down(grid: Grid, loss: Loss) -> GridLaw:
+    """Lower law of losses far apart, which no lowered dots leave convex.
+
+    Each loss goes down to the lower end of its cell, with its P-mass: delta is the mean
+    of (1 - e^{eps - l})+, which rises with l. The cells begin a hair below the points
+    of the grid, so that losses on a point stay there but for that hair.
+    """
+    hair = 1e-6 * grid.step
+    cells = loss.cells(grid.boundaries()[::2] - hair)
+    masses = np.maximum(cells.mass - cells.mass_error, 0.0) * (1 - 4 * ROUNDOFF)
+    masses[cells.slip > hair] = 0.0
+    return GridLaw(grid.step, grid.offset - 2 * hair, grid.first, masses)
 
 
 def _upper(grid: Grid, cells: Cells) -> GridLaw:

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self, final
 
 from accounting.checklist import CAVEATS
@@ -100,6 +100,11 @@ Entries = list[tuple[Key, int]]
 class Ledger:
     """What was released so far, in this process and in those it continues.
 
+    Attributes:
+        about: what is known beside the releases, to be read by people: "examples",
+            "saved_at", "model", "target_epsilon", "target_delta". No bound depends on
+            it.
+
     Guarantees:
         No operation lowers a count. `charge` is O(1) and safe to call from threads.
 
@@ -114,6 +119,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._runs: dict[str, Entries] = {}
         self._remarks: dict[str, Remark] = {}
+        self.about: dict[str, str | int | float] = {}
         self._open: Entries | None = None
         self._latest: Event | None = None
         self._process_id = os.getpid()
@@ -262,6 +268,11 @@ class Ledger:
         foreign, remarks = other._snapshot(), dict(other._remarks)
         with self._lock:
             self._remarks |= remarks
+            if not self._runs:
+                self.about = dict(other.about)
+            # Of two trainings, what they have in common.
+            common = self.about.items() & other.about.items()
+            self.about = {k: v for k, v in self.about.items() if (k, v) in common}
             self._latest = self._latest or other._latest
             for run_id, theirs in foreign.items():
                 ours = self._runs.get(run_id, [])
@@ -271,8 +282,12 @@ class Ledger:
                         self._open = None
                     self._runs[run_id] = merged
 
-    def to_json(self) -> str:
-        """The ledger as readable JSON that `from_json` takes back."""
+    def to_json(self, about: Mapping[str, str | int | float] | None = None) -> str:
+        """The ledger as readable JSON that `from_json` takes back.
+
+        Args:
+            about: what the file says beside the releases; else what was read.
+        """
         runs = [
             {
                 "run_id": run_id,
@@ -288,7 +303,11 @@ class Ledger:
             }
             for run_id, entries in self._snapshot().items()
         ]
-        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "runs": runs}
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        about = self.about if about is None else about
+        if about:
+            content["about"] = dict(about)
+        content["runs"] = runs
         with self._lock:
             remarks = dict(self._remarks)
         if remarks:
@@ -308,6 +327,7 @@ class Ledger:
         except (TypeError, RecursionError, json.JSONDecodeError) as error:
             raise _unreadable(f"it is not JSON ({error})") from None
         remarks = content.pop("remarks", []) if isinstance(content, dict) else []
+        about = content.pop("about", {}) if isinstance(content, dict) else {}
         content = _fields(content, ("schema_version", "runs"), "the ledger")
         version = content["schema_version"]
         if type(version) is not int or version != SCHEMA_VERSION:
@@ -327,6 +347,7 @@ class Ledger:
                 release = _release(entry)
                 _append(entries, _key(release), release.count)
         ledger._remarks = dict(_remark(r) for r in _list(remarks, "remarks"))
+        ledger.about = _about(about)
         return ledger
 
     def _snapshot(self) -> dict[str, Entries]:
@@ -388,6 +409,15 @@ def _is_prefix(shorter: Entries, longer: Entries) -> bool:
         return False
     (key, count), (longer_key, longer_count) = shorter[last], longer[last]
     return key == longer_key and count <= longer_count
+
+
+def _about(value: Any) -> dict[str, str | int | float]:
+    """What a file says beside its releases, validated."""
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str | int | float) for item in value.values()
+    ):
+        raise _unreadable(f"about is {value!r}, not an object of words and numbers")
+    return value
 
 
 def _of_remark(key: str, remark: Remark) -> dict[str, Any]:

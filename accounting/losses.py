@@ -149,6 +149,10 @@ class Loss(abc.ABC):
         """A value and a distance so that all heavy values lie on this lattice."""
         return None
 
+    def heaviest(self, order: float) -> tuple[float, float] | None:
+        """The heaviest value once tilted and its distance to the next, if far apart."""
+        return None
+
     def on_points(self, step: float, offset: float) -> "Points | None":
         """All values as whole numbers of steps, if that is where they are."""
         return None
@@ -173,6 +177,14 @@ class Loss(abc.ABC):
         None says that no pair below the worst is known in this direction.
         """
         return self
+
+    @property
+    def attained_exchanged(self) -> "Loss | None":
+        """The loss of the attained pair with its two datasets exchanged.
+
+        It matters where this one loss bounds both orders of the datasets.
+        """
+        return self.attained
 
 
 class SymmetricLoss(Loss):

@@ -2,11 +2,13 @@
 
 Different events may be the same mechanism, and equal mechanisms are counted together.
 What costs nothing is a Gaussian that nobody was sampled for; what protects nobody is a
-Gaussian without noise. Every other mechanism that is no Gaussian of one sensitivity is
-its event, with its parameters inside the open range.
+Gaussian without noise, whose sampling probability is the chance to be told. Every other
+mechanism that is no Gaussian of one sensitivity is its event, with its parameters
+inside the open range.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 
@@ -72,7 +74,7 @@ def mechanism_of(
                 if size == population:
                     return _gaussian(1.0, noise)
                 if noise == 0:
-                    return UNPROTECTED
+                    return _gaussian(size / population, noise)
                 return FixedSizeGaussian(size / population, noise)
         case PoissonSampledEvent(probability, inner):
             return _sampled(event, probability, inner, accountant, relation)
@@ -81,7 +83,10 @@ def mechanism_of(
         ):
             if max_batch_size >= dataset_size:
                 return _gaussian(probability, noise)
-            return _unless(event, free=probability == 0, unprotected=noise == 0)
+            if noise == 0:
+                # A batch is cut to no less than this share of it.
+                return _gaussian(probability * max_batch_size / dataset_size, noise)
+            return _unless(event, free=probability == 0)
         case RandomAllocationEvent(bins, GaussianEvent(noise)):
             if bins == 1:
                 return _gaussian(1.0, noise)
@@ -129,10 +134,28 @@ def without_failures(composition: Composition) -> tuple[Composition, float]:
     return merge_counts(pairs), min(failure, 1.0)
 
 
+def is_unprotected(mechanism: Mechanism) -> bool:
+    """True if what was released held no noise."""
+    return (
+        isinstance(mechanism, SampledGaussian)
+        and mechanism.noise_multiplier == 0
+        and mechanism != FREE
+    )
+
+
+def exposure(composition: Composition) -> float:
+    """Chance that an example was in a release without noise, from below; 0 if none."""
+    log_kept = 0.0
+    for mechanism, count in composition:
+        if isinstance(mechanism, SampledGaussian) and mechanism.noise_multiplier == 0:
+            if mechanism.sampling_probability == 1:
+                return 1.0
+            log_kept += count * math.log1p(-mechanism.sampling_probability)
+    return -math.expm1(log_kept) * (1 - 32 * sys.float_info.epsilon)
+
+
 def _gaussian(probability: float, noise: float) -> SampledGaussian:
-    if probability == 0:
-        return FREE
-    return UNPROTECTED if noise == 0 else SampledGaussian(probability, noise)
+    return FREE if probability == 0 else SampledGaussian(probability, noise)
 
 
 def _unless(
@@ -153,10 +176,10 @@ def _sampled(
     if isinstance(inner, GaussianEvent):
         return _gaussian(probability, inner.noise_multiplier)
     if isinstance(inner, LaplaceEvent | DiscreteGaussianEvent | DiscreteLaplaceEvent):
-        if probability == 0 or probability == 1 or inner.noise_multiplier == 0:
-            return (
-                FREE if probability == 0 else mechanism_of(inner, accountant, relation)
-            )
+        if probability == 0 or inner.noise_multiplier == 0:
+            return _gaussian(probability, 0.0)
+        if probability == 1:
+            return mechanism_of(inner, accountant, relation)
         if relation is not NeighboringRelation.REPLACE_ONE:
             return event
         raise UnsupportedEventError(
@@ -186,7 +209,7 @@ def _mixture(
     if not chances:
         return FREE
     if noise == 0:
-        return UNPROTECTED
+        return _gaussian(min(math.fsum(itertools.chain(*chances.values())), 1.0), 0.0)
     largest = max(chances)
     total = {c: math.fsum(p) for c, p in chances.items()}
     if len(total) == 1:

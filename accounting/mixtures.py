@@ -102,13 +102,11 @@ class GaussianMixtureLoss(Loss):
         below, above = rest * base.left, rest * base.right
         for c, p in zip(self.shifts, self.chances, strict=True):
             shifted = NormalMasses((x - c) / s)
-            growth = np.exp(np.where(level[:-1] > 0, self._exponent(c, start), -np.inf))
+            growth, turn = self._growth(c, p, start, level[:-1])
             part = growth * base.mass
-            excess += scale * p * sign * (shifted.mass - part)
-            excess_error += scale * p * (shifted.error + growth * base.error)
-            # g_i is off by the rounding of its exponent.
-            turn = 8 + 4 * np.abs(np.where(growth > 0, self._exponent(c, start), 0.0))
-            excess_error += scale * p * turn * ROUNDOFF * (shifted.mass + part)
+            excess += scale * sign * (p * shifted.mass - part)
+            excess_error += scale * (p * shifted.error + growth * base.error)
+            excess_error += scale * turn * ROUNDOFF * (p * shifted.mass + part)
             mass += p * shifted.mass
             error += p * shifted.error
             below, above = below + p * shifted.left, above + p * shifted.right
@@ -131,12 +129,11 @@ class GaussianMixtureLoss(Loss):
         deficit, deficit_error = 0 * base, 0 * base
         for c, p in zip(self.shifts, self.chances, strict=True):
             shifted, shifted_error = normal_tail(sign * (x - c) / s)
-            growth = np.exp(np.where(level > 0, self._exponent(c, x), -np.inf))
+            growth, turn = self._growth(c, p, x, level)
             part = growth * base
-            deficit += scale * p * sign * (part - shifted)
-            deficit_error += scale * p * (shifted_error + growth * base_error)
-            turn = 8 + 4 * np.abs(np.where(growth > 0, self._exponent(c, x), 0.0))
-            deficit_error += scale * p * turn * ROUNDOFF * (shifted + part)
+            deficit += scale * sign * (part - p * shifted)
+            deficit_error += scale * (p * shifted_error + growth * base_error)
+            deficit_error += scale * turn * ROUNDOFF * (p * shifted + part)
             mass += p * shifted
             error += p * shifted_error
         if self.is_add:
@@ -170,6 +167,15 @@ class GaussianMixtureLoss(Loss):
                 quantile = ndtri(min(0.5, share / p))
                 reach = max(reach, c - (1 + 1e-9) * self.noise * quantile)
         return reach
+
+    def _growth(
+        self, c: float, p: float, x: Array, level: Array
+    ) -> tuple[Array, Array]:
+        """p_i g_i, which is at most C, or 0 off the support; its error in 2^-53."""
+        inside = level > 0
+        exponent = np.where(inside, self._exponent(c, x), 0.0)
+        grown = np.where(inside, np.exp(np.minimum(math.log(p) + exponent, 700.0)), 0.0)
+        return grown, 8 + 4 * np.abs(exponent) + 4 * abs(math.log(p))
 
     def _exponent(self, c: float, x: Array) -> Array:
         """ln g_i."""

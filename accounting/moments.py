@@ -210,9 +210,7 @@ def _bounded(mechanism: Mechanism, relation: NeighboringRelation) -> Moments:
                     np.broadcast_to(columns, (len(t), int(kept.sum()))),
                     np.broadcast_to(each.loss[kept], (len(t), int(kept.sum()))),
                 )
-            peak = terms.max(axis=1, keepdims=True)
-            total = peak[:, 0] + np.log(np.exp(terms - peak).sum(axis=1))
-            results.append(np.logaddexp(0.0, np.maximum(total, -690.0)))
+            results.append(np.logaddexp(0.0, pairs.log_sums(terms)))
         return np.asarray(np.max(results, axis=0) * _ROUND_UP + missing)
 
     return Moments(log_moments, largest_order, beyond, most)

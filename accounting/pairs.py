@@ -46,6 +46,8 @@ _MOST_CELLS = 1 << 17
 _LEAST_QUADRATURE_NOISE = 0.1
 # Noise beyond it is treated as this much, which errs upward.
 _LARGEST_NOISE = 1e12
+# e^{-690} instead of 0, so that underflow errs upward too.
+LEAST_LOG_MOMENT = -690.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,8 +197,7 @@ def _log_moments(
         result[rows] = _log_excess(direction, q, noise, t[rows, None], x, ratio)
         result[rows] += np.log(step[rows])
         start = stop
-    # e^{-690} instead of 0, so that underflow errs upward too.
-    return np.asarray(np.logaddexp(0.0, np.maximum(result, -690.0)) * _ROUND_UP)
+    return np.asarray(np.logaddexp(0.0, result) * _ROUND_UP)
 
 
 def _log_excess(
@@ -213,9 +214,18 @@ def _log_excess(
     log_p, loss = direction.losses(log_w, mirrored)
     scaled = x / noise
     log_p = log_p - 0.5 * scaled * scaled - math.log(noise * math.sqrt(2 * math.pi))
-    terms = log_p + log_phi(np.broadcast_to(t, loss.shape), loss)
-    peak = terms.max(axis=1, keepdims=True)
-    return np.asarray(peak[:, 0] + np.log(np.exp(terms - peak).sum(axis=1)))
+    return log_sums(log_p + log_phi(np.broadcast_to(t, loss.shape), loss))
+
+
+def log_sums(terms: Array) -> Array:
+    """[rows] ln of the sums of e^terms, never below LEAST_LOG_MOMENT.
+
+    Where the terms are squares of probabilities too small for a number, they are
+    -infinity all together.
+    """
+    peak = np.maximum(terms.max(axis=1, keepdims=True), LEAST_LOG_MOMENT)
+    total = np.exp(terms - peak).sum(axis=1)
+    return np.asarray(peak[:, 0] + np.log(np.maximum(total, 1.0)))
 
 
 def _log_mixture_ratio(x: Array, q: float, noise: float) -> Array:

@@ -276,6 +276,8 @@ def _present(solved: Solved, bounds: Bounds) -> list[str]:
         present.append("delta_too_large")
     if bounds.upper == math.inf:
         present.append("no_noise")
+    if solved.plan.scheme.max_examples_per_user == 1:
+        present.append("one_person")
     always = ["central", "printed_metrics", "data_statistics", "tuning", "plan_only"]
     return [*present, *always, "floating_point"]
 

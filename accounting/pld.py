@@ -30,11 +30,11 @@ from accounting.events import (
 )
 from accounting.losses import Loss
 from accounting.mechanisms import (
-    UNPROTECTED,
     Composition,
     FixedSizeGaussian,
     Mechanism,
     SampledGaussian,
+    is_unprotected,
     without_failures,
 )
 from accounting.moments import refusal
@@ -48,6 +48,9 @@ _SPILLED = 1e-4
 # Share of the larger delta below which the smaller one is not narrowed.
 _HARDLY = 1e-3
 _NEVER = 1e-300
+# e^epsilon is a number up to here.
+_LARGEST_EXPONENT = 700.0
+_ROUND_DOWN, _ROUND_UP = 1 - 1e-12, 1 + 1e-12
 # Width of the brackets whose estimates are shown after every step.
 _RUNNING_WIDTH = 3e-3
 # Ratio of the counts between which such estimates are interpolated.
@@ -99,8 +102,10 @@ class PldAccountant(ComposingAccountant):
         """Epsilon at delta, fast enough to be read after every step of a training.
 
         The point value on frequencies that are kept while the counts double. Where that
-        is not to be trusted, the estimates for counts a quarter apart, each computed
-        once, and a power of the count between them. For a promise read `epsilon`.
+        is not to be trusted, for one kind of release the estimates for counts a quarter
+        apart, each computed once, and a power of the count between them; for several
+        kinds, of which one may stand still, that of a bracket 0.3 % wide. For a promise
+        read `epsilon`.
 
         Raises:
             ValueError: delta outside (0, 1).
@@ -119,6 +124,9 @@ class PldAccountant(ComposingAccountant):
         values = [table.epsilon(counts) for table in tables]
         if None not in values:
             return max(value for value in values if value is not None)
+        if len(composition) > 1:
+            bounds = _epsilon_bounds(composition, self._relation, delta, _RUNNING_WIDTH)
+            return bounds.estimate
         rungs = [_rungs(count) for count in counts]
         low, high = (
             _epsilon_bounds(
@@ -140,17 +148,36 @@ class PldAccountant(ComposingAccountant):
 
         Returns:
             The bounds where the first dataset has the example and those where the
-            second has it; only one where both are the same.
+            second has it; only one where both are the same, or where it is only known
+            to be 0 at least.
 
         Raises:
             ValueError: epsilon negative, infinite or NaN.
         """
         composition, failure = without_failures(self._composition)
-        is_open = any(mechanism == UNPROTECTED for mechanism, _ in composition)
-        if not composition or is_open or not 0 <= epsilon < math.inf:
+        if not composition or not 0 <= epsilon < math.inf:
             return (self.delta(epsilon),)
+        if any(is_unprotected(mechanism) for mechanism, _ in composition):
+            first, second = self.remainders()
+            # Where nothing is told the loss is -ln(1 - told): 1 - e^eps (1 - told).
+            grown = math.expm1(min(epsilon, _LARGEST_EXPONENT))
+            second = max(second, (first - grown * (1 - first)) * _ROUND_DOWN)
+            return Bounds(first, 1.0, 1.0, True), Bounds(second, 1.0, 1.0, True)
         found = _deltas(_sorted(composition), self._relation, float(epsilon))
         return tuple(with_failure(bounds, failure) for bounds in found)
+
+    def gaussian_distance(self) -> float:
+        """mu of a Gaussian release that is no more private than all that was composed.
+
+        Sampling left aside; exact where there was none. Infinite where some release is
+        no Gaussian, or has no noise.
+        """
+        if any(is_unprotected(mechanism) for mechanism, _ in self._composition):
+            return math.inf
+        if not self._composition:
+            return 0.0
+        whole = _unsampled(self._composition, self._relation)
+        return math.inf if whole is None else whole.mu * _ROUND_UP
 
     def _refusal(self, mechanism: Mechanism) -> tuple[str, str] | None:
         if not isinstance(mechanism, ZeroConcentratedEvent):
@@ -256,17 +283,40 @@ def _deltas(
     composition: Composition, relation: NeighboringRelation, epsilon: float
 ) -> tuple[Bounds, ...]:
     """Delta in each direction; one where both are the same."""
-    is_symmetric = isinstance(_closed_form(composition, relation), closed_form.Gaussian)
+    exact = _closed_form(composition, relation)
+    if isinstance(exact, closed_form.SingleRelease):
+        remove, add = (
+            closed_form.delta_bounds(one, epsilon) for one in (exact.remove, exact.add)
+        )
+        return remove, add
     most = _most_delta(composition, relation, epsilon)
-    if is_symmetric or most == 0 or not _is_on_grid(composition, relation):
+    if exact is not None or most == 0 or not _is_on_grid(composition, relation):
         return (_delta_bounds(composition, relation, epsilon),)
     tail = _tail(most, composition)
     directions = _directions(composition, relation, tail, LEAST_POINTS)
     if len(directions) == 1:
-        return (_delta_bounds(composition, relation, epsilon),)
+        bounds = _delta_bounds(composition, relation, epsilon)
+        return _exchanged(epsilon, directions[0], bounds)
     first, second = directions
     larger = _one_delta(epsilon, first, most, 0.0)
     return larger, _one_delta(epsilon, second, most, _HARDLY * larger.upper)
+
+
+def _exchanged(
+    epsilon: float, terms: list[tuple[Loss, int]], bounds: Bounds
+) -> tuple[Bounds, ...]:
+    """Bounds of both orders where one pair is an upper bound for either.
+
+    What is attained from below differs in the two orders of the datasets.
+    """
+    losses = [loss.attained_exchanged for loss, _ in terms]
+    if losses == [loss.attained for loss, _ in terms]:
+        return (bounds,)
+    others = [(loss, n) for loss, (_, n) in zip(losses, terms, strict=True) if loss]
+    lower = 0.0
+    if len(others) == len(terms):
+        lower = min(_one_delta(epsilon, others, bounds.upper, 0.0).lower, bounds.lower)
+    return bounds, Bounds(lower, bounds.estimate, bounds.upper, bounds.converged)
 
 
 def _one_delta(
@@ -444,7 +494,7 @@ def _is_plain(composition: Composition, relation: NeighboringRelation) -> bool:
     """True where tables of frequencies serve, without laws found by convolution."""
     if any(isinstance(m, RandomAllocationEvent) for m, _ in composition):
         return False
-    if any(m == SampledGaussian(1.0, 0.0) for m, _ in composition):
+    if any(is_unprotected(m) for m, _ in composition):
         return False  # without noise epsilon is infinite, and no table says so
     has_none = _closed_form(composition, relation) is None
     return has_none and _is_on_grid(composition, relation)

@@ -1,6 +1,7 @@
 """The statement a user may publish: what was released, and what it does not cover."""
 
 import dataclasses
+import html
 import importlib
 import json
 import math
@@ -19,11 +20,14 @@ from accounting.events import (
     TruncatedPoissonSampledEvent,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
+    checked_count,
 )
 from accounting.filters import RenyiOdometer
-from accounting.ledger import Ledger, Release, Remark
+from accounting.ledger import Ledger, Release
+from accounting.promise import Promise
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
+from accounting.users import composed_for_users, seen_by_user, unit_of
 
 SCHEMA_VERSION = 2
 
@@ -41,8 +45,11 @@ _OF_PLANS = ("no_tight_bound", "shuffling", "own_step", "plan_only")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PrivacyReport:
+class PrivacyReport(Promise):
     """What was released and what it says about one example.
+
+    Where a number is asked for (`float`, `<`, `f"{report:.2f}"`, `round`), it is the
+    epsilon that may be promised: the upper bound, infinite if the noise was not secret.
 
     Attributes:
         releases: kinds of releases with their counts, as recorded.
@@ -58,6 +65,7 @@ class PrivacyReport:
             results, with the releases that were planned and not made ("plan"), and at
             any stop ("odometer"). None where no bound is known.
         caveats: what the statement does not cover.
+        max_examples_per_user: the most examples of the person who is protected.
     """
 
     releases: tuple[Release, ...]
@@ -70,6 +78,30 @@ class PrivacyReport:
     is_private: bool
     comparisons: tuple[tuple[str, float | None], ...]
     caveats: tuple[Caveat, ...]
+    max_examples_per_user: int = 1
+
+    @property
+    def promised(self) -> float:
+        """The epsilon that may be promised."""
+        return self.epsilon.upper if self.is_private else math.inf
+
+    @property
+    def unit(self) -> str:
+        """Whose data is protected, in words."""
+        return unit_of(self.max_examples_per_user)
+
+    @property
+    def relation_meaning(self) -> str:
+        """What is compared, in one sentence."""
+        is_example = self.max_examples_per_user == 1
+        return self.relation.describe(UNIT if is_example else "one user")
+
+    def claim(self) -> str:
+        """The figure in words."""
+        claim = f"epsilon {self.epsilon} at delta {self.delta:g}"
+        if self.is_private:
+            return claim
+        return f"NOT PRIVATE (insecure noise); with secret noise {claim}"
 
     def __str__(self) -> str:
         if not self.releases:
@@ -80,13 +112,10 @@ class PrivacyReport:
             for caveat in self.caveats:
                 lines += _wrapped(f"[{caveat.id}] {caveat.text}", "    ")
             return "\n".join(lines)
-        claim = f"epsilon {self.epsilon} at delta {self.delta:g}"
-        if not self.is_private:
-            claim = f"NOT PRIVATE (insecure noise); with secret noise {claim}"
         lines = [
-            f"Privacy statement: {claim}",
-            f"  Unit: {UNIT}. Relation: {self.relation.value}.",
-            *_wrapped(self.relation.description, "  ", hang=""),
+            f"Privacy statement: {self.claim()}",
+            f"  Unit: {self.unit}. Relation: {self.relation.value}.",
+            *_wrapped(self.relation_meaning, "  ", hang=""),
             f"  Sampling: {'; '.join(self.sampling())}.",
             "  Released:",
         ]
@@ -112,15 +141,43 @@ class PrivacyReport:
         """Each way in which batches were formed, in words."""
         return tuple(dict.fromkeys(_sampling(r.event) for r in self.releases))
 
+    def _repr_html_(self) -> str:
+        """The statement for notebooks."""
+        rows = {
+            "unit": self.unit,
+            "relation": f"{self.relation.value}. {self.relation_meaning}",
+            "sampling": "; ".join(self.sampling()),
+            "released": "; ".join(
+                f"{release.count} x {release.event.describe()}, clip norm"
+                f" {release.l2_norm_clip:g}"
+                for release in self.releases
+            ),
+            "accountant": f"{self.accountant}, accounting {self.version}",
+        }
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in rows.items()
+        )
+        caveats = "".join(f"<li>{html.escape(c.text)}</li>" for c in self.caveats)
+        claim = html.escape(self.claim() if self.releases else "nothing was released")
+        return (
+            f"<p><b>Privacy statement: {claim}</b></p><table>{cells}</table>"
+            f"<details><summary>Caveats</summary><ul>{caveats}</ul></details>"
+        )
+
     def to_json(self) -> str:
         """The statement as one JSON object; infinity is the text "infinity"."""
-        content: dict[str, Any] = {
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a mapping that `json.dumps` takes."""
+        return {
             "schema_version": SCHEMA_VERSION,
             "accounting_version": self.version,
             "accountant": self.accountant,
-            "unit": UNIT,
+            "unit": self.unit,
             "relation": self.relation.value,
-            "relation_meaning": self.relation.description,
+            "relation_meaning": self.relation_meaning,
             "delta": self.delta,
             "epsilon": self.epsilon.to_dict(),
             "is_private": self.is_private,
@@ -141,7 +198,6 @@ class PrivacyReport:
             ],
             "caveats": [dataclasses.asdict(caveat) for caveat in self.caveats],
         }
-        return json.dumps(content, indent=2, allow_nan=False)
 
 
 def privacy_report(
@@ -152,6 +208,7 @@ def privacy_report(
     population: int | None = None,
     accountant: Callable[[NeighboringRelation], Accountant] = DefaultAccountant,
     further_caveats: Collection[str] = (),
+    max_examples_per_user: int = 1,
 ) -> PrivacyReport:
     """States what a ledger's releases reveal about one example.
 
@@ -162,6 +219,7 @@ def privacy_report(
         population: number of examples, if it may be published.
         accountant: relation -> accountant.
         further_caveats: ids of limits that a ledger does not show.
+        max_examples_per_user: the most examples of one person, to protect persons.
 
     Returns:
         The report; print it, or take `to_json()`.
@@ -179,7 +237,10 @@ def privacy_report(
     ledger = Ledger.from_json(ledger.to_json())
     if relation is None:
         relation = ledger.supported_relation()
-    composed = accountant(relation).compose_ledger(ledger)
+    users = checked_count(
+        max_examples_per_user, "max_examples_per_user", "what one user owns at most"
+    )
+    composed = composed_for_users(accountant(relation), ledger, users)
     epsilon = composed.epsilon(delta)
     is_unverified = any(
         isinstance(release.event, UnverifiedSamplingEvent) for release in ledger
@@ -190,6 +251,8 @@ def privacy_report(
         "delta_too_large": population is not None and delta >= 1 / population,
         "unverified_sampling": is_unverified,
         "chosen_by_looking": _may_be_steered(ledger),
+        "several_deltas": bool(_other_deltas(ledger, delta)),
+        "one_person": users == 1 and ledger.total > 0,
     }
     two_pairs = any(isinstance(r.event, FixedSizeSampledEvent) for r in ledger)
     present |= dict.fromkeys(_OF_PLANS, False) | {"two_pairs": two_pairs}
@@ -205,18 +268,32 @@ def privacy_report(
         version=package_version(),
         population=population,
         is_private=ledger.is_private,
-        comparisons=_comparisons(ledger, delta, relation, accountant),
+        comparisons=_comparisons(ledger, delta, relation, accountant, users),
+        max_examples_per_user=users,
         caveats=tuple(
-            Caveat(id, _with_details(id, text, ledger.remarks))
+            Caveat(id, _with_details(id, text, ledger, delta))
             for id, text in CAVEATS.items()
             if present.get(id, has_releases)
         ),
     )
 
 
-def _with_details(id: str, text: str, remarks: tuple[Remark, ...]) -> str:
+def _other_deltas(ledger: Ledger, delta: float) -> list[str]:
+    """Where another delta than this one was read or aimed at."""
+    return [
+        remark.detail
+        for remark in ledger.remarks
+        if remark.caveat == "several_deltas"
+        and not remark.detail.endswith(f"at delta {delta:g}")
+    ]
+
+
+def _with_details(id: str, text: str, ledger: Ledger, delta: float) -> str:
     """A caveat with what was seen in this training."""
-    seen = dict.fromkeys(r.detail for r in remarks if r.caveat == id)
+    details = [r.detail for r in ledger.remarks if r.caveat == id]
+    if id == "several_deltas":
+        details = _other_deltas(ledger, delta)
+    seen = dict.fromkeys(details)
     return f"{text} Here: {'; '.join(seen)}." if seen else text
 
 
@@ -238,6 +315,7 @@ def _comparisons(
     delta: float,
     relation: NeighboringRelation,
     accountant: Callable[[NeighboringRelation], Accountant],
+    users: int,
 ) -> tuple[tuple[str, float | None], ...]:
     """What other ways to count the same releases would say."""
 
@@ -248,7 +326,8 @@ def _comparisons(
         composed = make(relation)
         try:
             for release in ledger:
-                composed.compose(of(release.event), release.count)
+                event = seen_by_user(of(release.event), users, relation)
+                composed.compose(event, release.count)
         except UnsupportedEventError:
             return None
         return composed.epsilon(delta).upper
@@ -259,23 +338,23 @@ def _comparisons(
     ]
     foregone = [r.foregone for r in ledger.remarks if r.foregone is not None]
     if foregone:
-        whole = accountant(relation).compose_ledger(ledger)
+        whole = composed_for_users(accountant(relation), ledger, users)
         for event, count in foregone:
-            whole.compose(event, count)
+            whole.compose(seen_by_user(event, users, relation), count)
         found.append(("plan", whole.epsilon(delta).upper))
     if _may_be_steered(ledger):
-        found.append(("odometer", _odometer(ledger, delta, relation)))
+        found.append(("odometer", _odometer(ledger, delta, relation, users)))
     return tuple(found)
 
 
 def _odometer(
-    ledger: Ledger, delta: float, relation: NeighboringRelation
+    ledger: Ledger, delta: float, relation: NeighboringRelation, users: int
 ) -> float | None:
     """Epsilon that holds although results may have decided what came next."""
     odometer = RenyiOdometer(delta, relation=relation)
     try:
         for release in ledger:
-            odometer.record(release.event, release.count)
+            odometer.record(seen_by_user(release.event, users, relation), release.count)
     except UnsupportedEventError:
         return None
     return odometer.epsilon

@@ -26,6 +26,7 @@ from typing import final
 
 import numpy as np
 
+from accounting.atomic import AtomicLoss
 from accounting.losses import (
     ROUNDOFF,
     Below,
@@ -56,7 +57,10 @@ class SampledLoss(Loss):
         return self.pair.node_count(tail, frequency, order)
 
     def nodes(self, tail: float, frequency: float, order: float) -> Nodes:
-        nodes = self.pair.nodes(tail, frequency, order)
+        return self._amplified(self.pair.nodes(tail, frequency, order))
+
+    def _amplified(self, nodes: Nodes) -> Nodes:
+        """Weights and losses of the sampled pair from those of the pair."""
         with np.errstate(divide="ignore"):
             other = np.exp(np.minimum(np.log(nodes.weight) - nodes.loss, 700.0))
         loss = self._loss(nodes.loss)
@@ -134,6 +138,19 @@ class SampledLoss(Loss):
         error = q * both + rounding * (mass + deficit)
         return Below(mass, deficit, mass_error, error)
 
+    def heaviest(self, order: float) -> tuple[float, float] | None:
+        lattice = self.pair.lattice
+        if lattice is None:
+            return None
+        if not isinstance(self.pair, AtomicLoss):
+            ends = self._loss(np.array([lattice[0], lattice[0] + lattice[1]]))
+            return float(-ends[1] if self.is_add else ends[0]), float(np.ptp(ends))
+        nodes = self._amplified(self.pair.points)
+        with np.errstate(divide="ignore"):
+            tilted = np.log(nodes.weight) + order * nodes.loss
+        first, second = nodes.loss[np.argsort(tilted)[:-3:-1]]
+        return float(first), abs(float(second - first))
+
     def largest(self, tail: float) -> float:
         if self.is_add:
             # The mirrored pair has its largest losses where m is smallest.
@@ -143,8 +160,7 @@ class SampledLoss(Loss):
     def _loss(self, m: Array) -> Array:
         """ln(1 - q + q e^m), which is linear where e^m overflows."""
         small = np.log1p(self.q * np.expm1(np.minimum(m, 30.0)))
-        rest = (1 - self.q) / self.q * np.exp(-np.maximum(m, 30.0))
-        large = np.log(self.q) + m + np.log1p(rest)
+        large = np.logaddexp(np.log1p(-self.q), np.log(self.q) + m)
         return np.where(m > 30, large, small)
 
     def _inverse(self, losses: Array) -> tuple[Array, Array, Array]:

@@ -20,63 +20,26 @@ The upper bound is what may be promised.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
-from accounting.accountant import Accountant, Bounds
+from accounting.accountant import Accountant, Bounds, ComposingAccountant
+from accounting.delta_curves import STEPS, Curve, curve_of_largest, deltas, ladder
 from accounting.pairs import Array
 from accounting.pld import PldAccountant
 
-# Steps of the ladder; a test that lies between two of them loses about 1 % of TPR.
 # e^eps is a number, and its products with probabilities are, up to here.
 _LARGEST_EXPONENT = 600.0
-_STEPS = 40
+# How many steps more where a bound is loose: a share of TPR, or what they save of mu.
+_MORE_STEPS = 16
+_NARROW, _CLOSE = 5e-3, 2e-4
 _LEAST_DELTA = 1e-290
 # Above the rounding of sums of a few terms.
 _ROUND_UP = 1 + 1e-12
 _ROUND_DOWN = 1 - 1e-12
-
-
-@final
-@dataclasses.dataclass(frozen=True, slots=True)
-class Curve:
-    """One delta curve at a ladder of x = e^eps >= 1: bounds, not yet convex.
-
-    Attributes:
-        x: [steps] ascending, first 1.
-        lower: [steps] never above delta.
-        upper: [steps] never below delta.
-    """
-
-    x: Array
-    lower: Array
-    upper: Array
-
-    def vertices(self) -> tuple[Array, Array]:
-        """Points (x, y) of a broken line that no convex curve within bounds is below.
-
-        On [x_j, x_{j+1}] the curve lies above the chord from x_{j-1} through x_j and
-        above the chord back from x_{j+2} through x_{j+1}. It may fall below 0, and
-        beyond the last step nothing but 0 is known.
-        """
-        x, low, high = self.x, self.lower, self.upper
-        points_x, points_y = [float(x[0])], [float(low[0])]
-        for j in range(len(x) - 1):
-            from_left = (low[j] - high[j - 1]) / (x[j] - x[j - 1]) if j else -np.inf
-            from_right = -np.inf
-            if j + 2 < len(x):
-                from_right = (high[j + 2] - low[j + 1]) / (x[j + 2] - x[j + 1])
-            corner = _corner(
-                (float(x[j]), float(low[j]), float(from_left)),
-                (float(x[j + 1]), float(low[j + 1]), float(min(from_right, 0.0))),
-            )
-            points_x += [corner[0], float(x[j + 1])]
-            points_y += [corner[1], float(low[j + 1])]
-        return np.array(points_x), np.array(points_y)
 
 
 @final
@@ -140,7 +103,7 @@ def bayes_success(accountant: Accountant, prior: float) -> Bounds:
         )
     share = min(prior, 1 - prior)
     # The curve whose first dataset is the less likely one.
-    bounds = _deltas(accountant, math.log((1 - share) / share))
+    bounds = deltas(accountant, math.log((1 - share) / share))
     chosen = bounds[0] if prior <= 0.5 else bounds[-1]
     return Bounds(
         (1 - share + share * chosen.lower) * _ROUND_DOWN,
@@ -181,9 +144,7 @@ def true_positive_rate(
     if not rates:
         return ()
     curves = _curves(accountant, min(min(rate, 1 - rate) for rate in rates))
-    # (P, Q) as named, and exchanged.
-    pairs = [(curves[0], curves[-1]), (curves[-1], curves[0])]
-    return tuple((rate, _largest_tpr(pairs, rate)) for rate in rates)
+    return tuple((rate, _refined_tpr(accountant, curves, rate)) for rate in rates)
 
 
 def gaussian(accountant: Accountant, delta: float) -> GaussianTradeOff:
@@ -204,26 +165,61 @@ def gaussian(accountant: Accountant, delta: float) -> GaussianTradeOff:
     most = accountant.epsilon(delta).upper
     if most == 0:
         return GaussianTradeOff(0.0, delta, accountant.delta(0.0).upper)
-    if most == math.inf:
+    known = math.inf
+    if isinstance(accountant, PldAccountant):
+        known = accountant.gaussian_distance()
+    if most == math.inf and known == math.inf:
         return GaussianTradeOff(math.inf, delta, 1.0)
-    excess: Callable[[float], float]
-    regret: Callable[[float], float]
     if most <= _LARGEST_EXPONENT:
-        curve = _curve_of_largest(accountant, most)
-        excess = functools.partial(_excess, curve)
-        regret = functools.partial(_regret, curve)
+        steps: _Chords | _Steps = _Chords(accountant, most)
     else:
         steps = _Steps(accountant, most, delta)
-        excess, regret = steps.excess, steps.regret
+    mu = steps.mu(delta, known)
+    return GaussianTradeOff(mu, delta, 1.0 if mu == math.inf else steps.regret(mu))
+
+
+def _smallest_mu(excess: Callable[[float], float], delta: float, most: float) -> float:
+    """Smallest mu with an excess of at most delta; most where that is known to do."""
     low, high = 0.0, 1.0
     while not excess(high) <= delta:
         low, high = high, 2 * high
-        if high > 1e6:
-            return GaussianTradeOff(math.inf, delta, 1.0)
+        if high > min(most, 1e6):
+            return most
     while high - low > 1e-5 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if excess(middle) <= delta else (middle, high)
-    return GaussianTradeOff(high, delta, regret(high))
+    return min(high, most)
+
+
+class _Chords:
+    """Delta below the chords of its convex curve, for numbers e^eps."""
+
+    def __init__(self, accountant: Accountant, end: float) -> None:
+        self._accountant, self._end = accountant, end
+        self._curve = curve_of_largest(accountant, end)
+
+    def mu(self, delta: float, known: float) -> float:
+        """Smallest mu that covers the chords, of which the one that decides is halved
+        while that matters.
+        """
+        mu = _smallest_mu(lambda mu: _excess(self._curve, mu), delta, known)
+        for _ in range(_MORE_STEPS):
+            step = int(_inner(self._curve, mu * (1 - _CLOSE)).argmax())
+            middle = float(np.log(self._curve.x[step : step + 2]).mean())
+            self._curve = self._curve.joined(middle, self._accountant.delta(middle))
+            before = mu
+            mu = _smallest_mu(lambda mu: _excess(self._curve, mu), delta, before)
+            if mu > before * (1 - _CLOSE):
+                break
+        return mu
+
+    def regret(self, mu: float) -> float:
+        """At most how much TPR is overstated, by the better of both orders."""
+        curves = ladder(lambda epsilon: deltas(self._accountant, epsilon), self._end)
+        return min(
+            max(_regret(first, mu), _regret(second, mu, is_exchanged=True))
+            for first, second in ((curves[0], curves[-1]), (curves[-1], curves[0]))
+        )
 
 
 class _Steps:
@@ -231,29 +227,36 @@ class _Steps:
 
     def __init__(self, accountant: Accountant, end: float, delta: float) -> None:
         """Args: delta is known to hold at end."""
-        self._epsilons = np.linspace(0.0, end, _STEPS)
-        bounds = [accountant.delta(float(epsilon)) for epsilon in self._epsilons]
-        self._lower = np.array([b.lower for b in bounds])
-        self._upper = np.array([b.upper for b in bounds])
+        self._accountant = accountant
+        self._epsilons = np.linspace(0.0, end, STEPS)
+        self._upper = np.array(
+            [accountant.delta(float(epsilon)).upper for epsilon in self._epsilons]
+        )
         self._upper[-1] = min(self._upper[-1], delta)
 
-    def excess(self, mu: float) -> float:
+    def mu(self, delta: float, known: float) -> float:
+        """Smallest mu that covers the steps."""
+        return _smallest_mu(self._excess, delta, known)
+
+    def regret(self, mu: float) -> float:
+        """At most how much TPR is overstated, by the better of both orders."""
+        gaussian = _gaussian_delta(self._epsilons, mu)
+        rows = [deltas(self._accountant, float(e)) for e in self._epsilons]
+        lowers = [np.array([row[place].lower for row in rows]) for place in (0, -1)]
+        share = np.exp(-self._epsilons[:-1])
+        overstated = min(
+            max(
+                float((gaussian[:-1] - first[1:]).max()),
+                float((share * (gaussian[:-1] - second[1:])).max()),
+            )
+            for first, second in (lowers, lowers[::-1])
+        )
+        return min(max(overstated, float(gaussian[-1]), 0.0), 1.0)
+
+    def _excess(self, mu: float) -> float:
         """Largest of delta - delta_mu: from each point to the next both fall."""
         gaussian = _gaussian_delta(self._epsilons, mu)
         return float(max((self._upper[:-1] - gaussian[1:]).max(), self._upper[-1]))
-
-    def regret(self, mu: float) -> float:
-        """Upper bound on sup of delta_mu - delta."""
-        gaussian = _gaussian_delta(self._epsilons, mu)
-        inside = float((gaussian[:-1] - self._lower[1:]).max())
-        return min(max(inside, float(gaussian[-1]), 0.0), 1.0)
-
-
-def _deltas(accountant: Accountant, epsilon: float) -> tuple[Bounds, ...]:
-    """Delta in each direction, or the larger where the accountant knows no more."""
-    if isinstance(accountant, PldAccountant):
-        return accountant.deltas(epsilon)
-    return (accountant.delta(epsilon),)
 
 
 def _curves(accountant: Accountant, rate: float) -> list[Curve]:
@@ -262,64 +265,80 @@ def _curves(accountant: Accountant, rate: float) -> list[Curve]:
     end = accountant.epsilon(max(0.01 * rate, _LEAST_DELTA)).upper
     # TPR <= 1, so that eps above ln(1 / rate) is not needed.
     end = min(end, -math.log(rate))
-    return _ladder(lambda epsilon: _deltas(accountant, epsilon), end)
+    rests = 0.0, 0.0
+    if isinstance(accountant, ComposingAccountant):
+        rests = accountant.remainders()
+    return ladder(lambda epsilon: deltas(accountant, epsilon), end, rests)
 
 
-def _curve_of_largest(accountant: Accountant, end: float) -> Curve:
-    """The larger delta of both directions on a ladder up to end."""
-    return _ladder(lambda epsilon: (accountant.delta(epsilon),), end)[0]
+def _refined_tpr(
+    accountant: Accountant, curves: Sequence[Curve], rate: float
+) -> Bounds:
+    """The larger TPR of both orders, with more steps of the ladder where that helps."""
+    lower, upper = 0.0, 1.0
+    for _ in range(_MORE_STEPS):
+        # (P, Q) as named, and exchanged.
+        pairs = [(curves[0], curves[-1]), (curves[-1], curves[0])]
+        bounds = _largest_tpr(pairs, rate)
+        lower, upper = max(lower, bounds.lower), min(upper, bounds.upper)
+        if upper - lower <= _NARROW * upper:
+            break
+        epsilon = _loosest(pairs, rate)
+        found = deltas(accountant, epsilon)
+        curves = [
+            curve.joined(epsilon, found[min(place, len(found) - 1)])
+            for place, curve in enumerate(curves)
+        ]
+    lower = min(lower, upper)
+    return Bounds(lower, (lower + upper) / 2, upper, upper - lower <= 0.05 * upper)
 
 
-def _ladder(deltas: Any, end: float) -> list[Curve]:
-    """Curves on equal steps of eps from 0 to end."""
-    epsilons = np.linspace(0.0, max(end, 1e-9), _STEPS)
-    rows = [deltas(float(epsilon)) for epsilon in epsilons]
-    width = max(len(row) for row in rows)
-    rows = [row * width if len(row) < width else row for row in rows]
-    curves = []
-    for column in zip(*rows, strict=True):
-        lower = np.array([bounds.lower for bounds in column])
-        upper = np.array([bounds.upper for bounds in column])
-        # Delta falls, so that a later lower bound holds before and an upper after.
-        lower = np.maximum.accumulate(lower[::-1])[::-1]
-        curves.append(Curve(np.exp(epsilons), lower, np.minimum.accumulate(upper)))
-    return curves
+def _loosest(pairs: Sequence[tuple[Curve, Curve]], rate: float) -> float:
+    """Where to look closer: the corner that lets the lower bound be so low."""
+    forward, backward = max(
+        pairs,
+        key=lambda pair: (
+            float(_highs(pair[0], pair[1], rate).min()),
+            float(_lows(pair[0], pair[1], rate).min()),
+        ),
+    )
+    x = np.concatenate([forward.vertices()[0], backward.vertices()[0]])
+    epsilon = math.log(x[int(np.argmin(_lows(forward, backward, rate)))])
+    steps = np.log(forward.x)
+    at = int(np.abs(steps - epsilon).argmin())
+    if abs(steps[at] - epsilon) > 1e-6 * steps[-1]:
+        return epsilon
+    # A step already: the middle of the longer step beside it.
+    beside = [k for k in (at - 1, at) if 0 <= k < len(steps) - 1]
+    k = max(beside, key=lambda k: steps[k + 1] - steps[k])
+    return float(steps[k] + steps[k + 1]) / 2
 
 
-def _corner(
-    left: tuple[float, float, float], right: tuple[float, float, float]
-) -> tuple[float, float]:
-    """Where the line from the left meets the line from the right, between them."""
-    (x, y, rise), (end_x, end_y, end_rise) = left, right
-    if rise == -math.inf:
-        return x, end_y + end_rise * (x - end_x) if end_rise > -math.inf else 0.0
-    if end_rise == -math.inf:
-        return end_x, y + rise * (end_x - x)
-    if rise >= end_rise:
-        # No valley: the curve is convex, so both bounds are loose; the lower end holds.
-        return (end_x, min(y, end_y))
-    at = (end_y - y + rise * x - end_rise * end_x) / (rise - end_rise)
-    at = min(max(at, x), end_x)
-    return at, min(y + rise * (at - x), end_y + end_rise * (at - end_x))
+def _highs(forward: Curve, backward: Curve, rate: float) -> Array:
+    """Bounds on TPR from above: eps >= 0, and eps <= 0 with delta of the exchanged."""
+    back = 1 - (1 - rate - backward.upper) / backward.x
+    return np.concatenate([forward.x * rate + forward.upper, back])
+
+
+def _lows(forward: Curve, backward: Curve, rate: float) -> Array:
+    """TPR is at least the least of these, or what lies beyond the last step."""
+    x, y = forward.vertices()
+    back_x, back_y = backward.vertices()
+    return np.concatenate([x * rate + y, 1 - (1 - rate - back_y) / back_x])
 
 
 def _largest_tpr(pairs: Sequence[tuple[Curve, Curve]], rate: float) -> Bounds:
     """The larger TPR of both orders."""
     lower = upper = rate
     for forward, backward in pairs:
-        # eps >= 0 with delta, and eps <= 0 with delta of the exchanged pair.
-        high = np.concatenate(
-            [
-                forward.x * rate + forward.upper,
-                1 - (1 - rate - backward.upper) / backward.x,
-            ]
-        )
-        x, y = forward.vertices()
-        back_x, back_y = backward.vertices()
-        low = np.concatenate([x * rate + y, 1 - (1 - rate - back_y) / back_x])
-        beyond = [forward.x[-1] * rate, 1 - (1 - rate) / backward.x[-1]]
-        upper = max(upper, float(high.min()) * _ROUND_UP)
-        lower = max(lower, min(float(low.min()), *map(float, beyond)) * _ROUND_DOWN)
+        beyond = [
+            forward.x[-1] * rate + forward.rest,
+            1 - (1 - rate - backward.rest) / backward.x[-1],
+        ]
+        found = min(float(_lows(forward, backward, rate).min()), *map(float, beyond))
+        found = max(found, rate + min(forward.rest, backward.rest))
+        upper = max(upper, float(_highs(forward, backward, rate).min()) * _ROUND_UP)
+        lower = max(lower, found * _ROUND_DOWN)
     upper = min(upper, 1.0)
     lower = min(lower, upper)
     # The ladder errs upward; below, the chords do.
@@ -328,21 +347,30 @@ def _largest_tpr(pairs: Sequence[tuple[Curve, Curve]], rate: float) -> Bounds:
 
 def _excess(curve: Curve, mu: float) -> float:
     """Largest of chord - delta_mu over the steps of the ladder."""
+    ends = curve.upper - _gaussian_delta(np.log(curve.x), mu)
+    return float(max(_inner(curve, mu).max(), ends.max()))
+
+
+def _inner(curve: Curve, mu: float) -> Array:
+    """The same within each step."""
     x, y = curve.x, curve.upper
     slope = np.diff(y) / np.diff(x)
     share = np.clip(-slope, 1e-300, 1 - 1e-16)
     at = -mu * (_ndtri(share) + mu / 2)
     at = np.clip(at, np.log(x[:-1]), np.log(x[1:]))
-    inner = y[:-1] + slope * (np.exp(at) - x[:-1]) - _gaussian_delta(at, mu)
-    ends = y - _gaussian_delta(np.log(x), mu)
-    return float(max(inner.max(), ends.max()))
+    chord = y[:-1] + slope * (np.exp(at) - x[:-1])
+    return np.asarray(chord - _gaussian_delta(at, mu))
 
 
-def _regret(curve: Curve, mu: float) -> float:
-    """Upper bound on sup of delta_mu - delta, which is that of the TPRs as well."""
+def _regret(curve: Curve, mu: float, *, is_exchanged: bool = False) -> float:
+    """Upper bound on sup of delta_mu - delta, which is that of the TPRs as well.
+
+    At -eps, with the datasets exchanged, the difference is e^-eps of that at eps.
+    """
     x, y = curve.vertices()
     # Between vertices the curve is above the broken line and delta_mu below its chord.
-    inside = float((_gaussian_delta(np.log(x), mu) - y).max())
+    above = _gaussian_delta(np.log(x), mu) - y
+    inside = float((above / x if is_exchanged else above).max())
     beyond = float(_gaussian_delta(np.log(x[-1:]), mu)[0])
     return min(max(inside, beyond, 0.0), 1.0)
 

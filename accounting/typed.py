@@ -1,63 +1,63 @@
-"""Values typed on a command line: digits only, refused in one line otherwise."""
+"""Values typed on a command line: 60000, 6e4 or 1/50000; else refused in one line."""
 
-import math
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from fractions import Fraction
 
-INTEGER = re.compile(r"[0-9]{1,18}")
-DECIMAL = re.compile(
-    r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})(e[+-]?\d{1,3})?"
-)
+_DECIMAL = r"([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})(e[+-]?[0-9]{1,3})?"
+_NUMBER = re.compile(rf"[+-]?{_DECIMAL}(/{_DECIMAL})?")
+_MOST = 10**18
 
 
 class UsageError(Exception):
     """Something typed is wrong; the text is one line of three sentences."""
 
 
-Value = TypeVar("Value")
-
-
-def parse(
-    name: str,
-    text: str | None,
-    pattern: re.Pattern[str],
-    convert: Callable[[str], Value],
-    meaning: str,
-    example: str,
-) -> Value:
-    """The typed text as a value, or an error that says what to type."""
+def exact(
+    name: str, text: str | None, meaning: str, example: str, kind: str = "number"
+) -> Fraction:
+    """The typed number without rounding, or an error that says what to type."""
     if text is None:
         raise UsageError(
             f"--{name} is missing. It is {meaning}, on which epsilon depends. Type"
             f" --{name}={example}."
         )
-    if not pattern.fullmatch(text.lower()):
-        kind = "whole number" if pattern is INTEGER else "number"
-        raise UsageError(
-            f"--{name} is {text!r}, not a {kind}. It is {meaning}, on which epsilon"
-            f" depends. Type it in digits, such as --{name}={example}."
-        )
-    return convert(text)
+    parts = text.lower().split("/")
+    if not _NUMBER.fullmatch(text.lower()) or _divides_by_zero(parts):
+        raise _not_a(kind, name, text, meaning, example)
+    value = Fraction(parts[0])
+    return value / Fraction(parts[1]) if len(parts) > 1 else value
 
 
 def integer(name: str, text: str | None, meaning: str, example: str) -> int:
     """A whole number >= 1."""
-    value = parse(name, text, INTEGER, int, meaning, example)
+    value = exact(name, text, meaning, example, "whole number")
+    if value.denominator != 1 or not 0 <= value < _MOST:
+        raise _not_a("whole number", name, str(text), meaning, example)
     if value < 1:
         raise UsageError(
             f"--{name} is {value}, below 1. It is {meaning}, and there is nothing to"
             f" account for without it. Type --{name}={example}."
         )
-    return value
+    return int(value)
 
 
 def number(name: str, text: str | None, meaning: str, example: str) -> float:
     """A finite number."""
-    value = parse(name, text, DECIMAL, float, meaning, example)
-    if not math.isfinite(value):
+    try:
+        return float(exact(name, text, meaning, example))
+    except OverflowError:
         raise UsageError(
             f"--{name} is {text}, too large for a number. It is {meaning}, on which"
             f" epsilon depends. Type --{name}={example}."
-        )
-    return value
+        ) from None
+
+
+def _not_a(kind: str, name: str, text: str, meaning: str, example: str) -> UsageError:
+    return UsageError(
+        f"--{name} is {text!r}, not a {kind}. It is {meaning}, on which epsilon"
+        f" depends. Type it in digits, such as --{name}={example}."
+    )
+
+
+def _divides_by_zero(parts: list[str]) -> bool:
+    return len(parts) > 1 and Fraction(parts[1]) == 0

@@ -1,6 +1,8 @@
 """Differentially private training for Keras 3: the public names."""
 
-from accounting import __version__
+from dp_train.own_accounting import __version__
+
+# isort: split
 from dp_train import testing
 from dp_train.callbacks import BudgetStop, EpsilonLogger
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning

@@ -53,14 +53,16 @@ class _PrivacyCallback(keras.callbacks.Callback):
 class EpsilonLogger(_PrivacyCallback):
     """Shows the epsilon spent so far: progress bar, History and TensorBoard.
 
-    Sets logs["epsilon"] after every batch and epoch to an estimate, within about a
-    thousandth after an epoch, for the releases that were executed. What may be promised
-    is the upper bound: `epsilon()`, the same as in the report. With `log_dir`, writes
-    the scalar "privacy/epsilon" against the number of releases; TensorBoard need not be
-    installed for that.
+    Sets logs["epsilon"] after every epoch to the certified upper bound for the releases
+    that were executed, `epsilon()`: the figure of the report, of targets and of
+    BudgetStop, so that a fit that keeps within a target shows no more than that. With
+    `log_dir`, writes the scalar "privacy/epsilon" against the number of releases;
+    TensorBoard need not be installed for that.
 
-    Epsilon is computed whenever the releases have grown by a hundredth, or by a tenth
-    where that takes long. Batches in between continue the curve, which errs upward.
+    After a batch it is an estimate, computed whenever the releases have grown by a
+    hundredth, or by a tenth where that takes long, and where a new kind of release
+    came. Batches in between continue the curve, which errs upward while releases stay
+    alike.
 
     Args:
         delta: in (0, 1), well below 1 / examples.
@@ -110,6 +112,7 @@ class EpsilonLogger(_PrivacyCallback):
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._written = self.ledger.total
         self._reading = _Reading(self.delta)
+        _note_delta(self)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Sets logs["epsilon"]."""
@@ -122,7 +125,7 @@ class EpsilonLogger(_PrivacyCallback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Sets logs["epsilon"] and writes the scalar."""
-        epsilon = self._reading.exact(self.ledger)
+        epsilon = self.epsilon()
         if logs is not None:
             logs["epsilon"] = epsilon
         self._write(epsilon)
@@ -173,6 +176,7 @@ class _Reading:
     ) -> None:
         self._delta, self._clock = delta, clock
         self._start, self._taken, self._latest = clock(), 0.0, 0.0
+        self._kinds = 0
         # (releases, epsilon) of the last reading, and of two earlier ones: a slope
         # between neighbors would be that of the estimate's error.
         self._last = self._earlier = self._earliest = (0, 0.0)
@@ -183,7 +187,7 @@ class _Reading:
         total = ledger.total
         accountant = DefaultAccountant(ledger.supported_relation())
         epsilon = accountant.compose_ledger(ledger).running_epsilon(self._delta)
-        self._last = total, epsilon
+        self._last, self._kinds = (total, epsilon), len(ledger)
         if total > 1.05 * self._earlier[0]:
             self._earliest, self._earlier = self._earlier, self._last
         self._latest = self._clock() - begin
@@ -194,7 +198,7 @@ class _Reading:
         """The estimate, or a continuation upward while reading takes too long."""
         total, passed = ledger.total, self._clock() - self._start
         growth = self.GROWTH if self._latest < self.SLOW else self.SLOW_GROWTH
-        is_due = total >= growth * self._last[0]
+        is_due = total >= growth * self._last[0] or len(ledger) != self._kinds
         if is_due and self._taken <= self.AT_ONCE + self.SHARE * passed:
             return self.exact(ledger)
         (x, y), (x_last, y_last) = self._earliest, self._last
@@ -262,6 +266,7 @@ class BudgetStop(_PrivacyCallback):
                 "step would exceed the budget. Raise the budget, or the noise, or stop "
                 "here."
             )
+        _note_delta(self)
         state.restrict(steps)
         state.account.least_noise_multiplier = noise_multiplier
 
@@ -269,6 +274,13 @@ class BudgetStop(_PrivacyCallback):
         """Ends fit once the guard holds the steps back."""
         if self.model._privacy.is_exhausted:
             self.model.stop_training = True
+
+
+def _note_delta(callback: Any) -> None:
+    """Lets the report name a delta that is not its own."""
+    delta = getattr(callback, "target_delta", None) or callback.delta
+    name = type(callback).__name__
+    callback.ledger.remark("several_deltas", f"{name} at delta {delta:g}")
 
 
 def _checked_delta(delta: float) -> float:

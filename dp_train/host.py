@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import re
 import sys
 import threading
 import types
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.src import backend as keras_backend
 from keras.src.random import seed_generator
 from keras.src.saving import object_registration
 from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
@@ -87,6 +89,21 @@ def compute_loss(model: keras.Model, x: Any, y: Any, y_pred: Any, weight: Any) -
     )
 
 
+def weights_in_rank_of(y: Any, weights: Any) -> Any:
+    """Weights [n] in the ranks of the labels, [n, 1, ...], one for each output.
+
+    Keras multiplies them into losses of any rank, and would take the one axis of plain
+    weights for the last axis of losses [n, t]. Other weights stay as they are.
+    """
+    if not tf.is_tensor(weights) or weights.shape.rank != 1 or y is None:
+        return weights
+
+    def one(t: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(weights, [-1] + [1] * (t.shape.rank - 1))
+
+    return keras.tree.map_structure(one, y)
+
+
 def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any]:
     """Feeds every metric of a step, in its graph, and returns what Keras shows.
 
@@ -104,7 +121,10 @@ def update_metrics(model: keras.Model, rows: Any, outputs: Any) -> dict[str, Any
         # over no rows is NaN, which would stay in the metric.
         tf.cond(
             tf.size(losses) > 0,
-            lambda: tf.cast(model._compile_loss(y, y_pred, weight), losses.dtype),
+            lambda: tf.cast(
+                model._compile_loss(y, y_pred, weights_in_rank_of(y, weight)),
+                losses.dtype,
+            ),
             lambda: tf.zeros([], losses.dtype),
         )
     return model.compute_metrics(x, y, y_pred, sample_weight=weight)
@@ -500,6 +520,13 @@ def with_hidden(structure: Any, hidden: Any) -> Any:
     return keras.tree.map_structure_up_to(structure, one, structure, hidden)
 
 
+def own_words(error: Exception) -> str:
+    """The message, without what Keras says around it of the layer and its arguments."""
+    text = str(error)
+    found = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
+    return found[1] if found else text
+
+
 def has_mask(tensor: Any) -> bool:
     """Whether Keras hid a mask on the tensor."""
     return getattr(tensor, "_keras_mask", None) is not None
@@ -593,6 +620,40 @@ def random_layers_off(model: keras.Model) -> Iterator[None]:
         return off
 
     with replaced_calls([s for s in sublayers(model) if s._seed_generators], around):
+        yield
+
+
+_CONSTANT_DRAWS: dict[str, Callable[..., Any]] = {
+    "normal": lambda shape, mean=0.0, stddev=1.0, dtype=None, seed=None: _constant(
+        shape, mean + 0.3 * stddev, dtype
+    ),
+    "truncated_normal": lambda shape, mean=0.0, stddev=1.0, dtype=None, seed=None: (
+        _constant(shape, mean + 0.3 * stddev, dtype)
+    ),
+    "uniform": lambda shape, minval=0.0, maxval=1.0, dtype=None, seed=None: _constant(
+        shape, minval + 0.3 * (maxval - minval), dtype
+    ),
+    "randint": lambda shape, minval, maxval, dtype="int32", seed=None: _constant(
+        shape, minval, dtype
+    ),
+    "dropout": lambda inputs, rate, noise_shape=None, seed=None: tf.identity(inputs),
+    "shuffle": lambda x, axis=0, seed=None: tf.identity(x),
+}
+"""For the functions of keras.random, one number for every draw."""
+
+
+def _constant(shape: Any, value: Any, dtype: Any) -> tf.Tensor:
+    return tf.fill(shape, tf.cast(value, dtype or keras.config.floatx()))
+
+
+@contextmanager
+def constant_draws() -> Iterator[None]:
+    """Inside the block most functions of keras.random draw one number again and again.
+
+    Engines draw otherwise from the same seeds, so that with draws of their own their
+    results could not be compared.
+    """
+    with _replaced(keras_backend.random, _CONSTANT_DRAWS):
         yield
 
 
@@ -813,7 +874,17 @@ def vectorized_map(
 
     Inside an XLA program the map would be a function of its own. Its sizes are values
     there, and XLA compiles anew for each value of what they were computed beside.
+
+    Raises:
+        NotImplementedError: TensorFlow cannot map what the function does.
     """
+    is_traced: list[bool] = []
+
+    def traced(elements: list[tf.Tensor]) -> Any:
+        result = function(elements)
+        is_traced[:] = [True]
+        return result
+
     registry = pfor._pfor_converter_registry
     logger = tf.get_logger()
     registry["BatchMatMulV2"] = _convert_batch_matmul
@@ -822,7 +893,14 @@ def vectorized_map(
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
         with _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}):
-            return tf.vectorized_map(function, elements, warn=False)
+            return tf.vectorized_map(traced, elements, warn=False)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not is_traced:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise NotImplementedError(
+            f"TensorFlow has no map over examples for it: {reason}"
+        ) from error
     finally:
         logger.removeFilter(_is_for_users)
         registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL

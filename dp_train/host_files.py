@@ -20,7 +20,7 @@ import numpy as np
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.saving import saving_lib
 
-_GROUP, _NAME = "dp_train", "ledger"
+_GROUP, _NAME = "_dp_train", "ledger"
 
 Written = Callable[[Any], bytes | None]
 """What goes beside the weights of a model; None for nothing."""

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dp_train import arrays, host
-from dp_train.gradients.structures import map_rows
-from dp_train.sampling import DrawnSampling, PoissonSampling
+from dp_train.batches import open_batch
+from dp_train.draws import Draws
+from dp_train.gradients.structures import check_dense, map_rows
+from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
 
@@ -34,7 +37,7 @@ class PoissonLoader(keras.utils.PyDataset):
 
     Raises:
         ValueError: batch_size above N, arrays of different lengths, or arrays that are
-            not dense numbers; or both kinds of weights.
+            not dense numbers; or both kinds of weights, or classes that are not plain.
 
     Example:
         >>> import numpy as np, dp_train
@@ -60,7 +63,8 @@ class PoissonLoader(keras.utils.PyDataset):
                     "class_weight and sample_weight were both given. Which one should "
                     "weight the loss is not clear. Multiply them into sample_weight."
                 )
-            sample_weight = host.class_weight_to_sample_weight(y, class_weight)
+            sample_weight = _class_weights(y, class_weight)
+        check_dense((x, y, sample_weight))
         named = {"x": x, "y": y, "sample_weight": sample_weight}
         self.arrays = tuple(arrays.dense(a, name) for name, a in named.items())
         lengths = {len(a) for a in keras.tree.flatten(self.arrays) if a is not None}
@@ -98,7 +102,11 @@ class PoissonLoader(keras.utils.PyDataset):
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return data if isinstance(data, tuple) else (data,)
 
-    def dataset(self) -> tf.data.Dataset:
+    def draws(self) -> Draws:
+        """What `dataset` draws from: each of its draws pays for one release."""
+        return Draws(self.sampling, self.arrays)
+
+    def dataset(self, draws: Draws) -> tf.data.Dataset:
         """An epoch of fresh draws as a tf.data pipeline: the same, and faster in fit.
 
         Only the indices are drawn in Python; rows are gathered in the pipeline, ahead
@@ -108,7 +116,7 @@ class PoissonLoader(keras.utils.PyDataset):
         rows = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
 
         def draw(_: tf.Tensor) -> Any:
-            indices = tf.numpy_function(self.sampling.indices, [], tf.int64)
+            indices = tf.numpy_function(draws.indices, [], tf.int64)
             indices.set_shape([None])
             return map_rows(lambda t: tf.gather(t, indices), rows)
 
@@ -133,11 +141,15 @@ class PoissonLoader(keras.utils.PyDataset):
             (x, y, sample_weight) batches. An empty batch, or one row, is filled up to
             two with rows of weight 0, on which Keras can be run.
         """
-        drawn = DrawnSampling(self.sampling)
-        optimizer.sample_by(drawn)
-        x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
+        x, y, sample_weight = self.arrays
         if sample_weight is None:
-            sample_weight = tf.ones([self.sampling.population])
+            sample_weight = np.ones(self.sampling.population, np.float32)
+        sample_weight = map_rows(tf.convert_to_tensor, sample_weight)
+        sample_weight = host.weights_in_rank_of(y, sample_weight)
+        rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
+        drawn = Draws(self.sampling, map_rows(np.asarray, rows))
+        optimizer.sample_by(drawn)
+        x, y, sample_weight = rows
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(drawn.indices, [], tf.int64)
@@ -158,7 +170,37 @@ class PoissonLoader(keras.utils.PyDataset):
     def __iter__(self) -> Iterator[Batch]:
         """An epoch of batches for a custom loop, each good for one release."""
         for _ in range(len(self)):
-            yield Batch(*self._draw(), sampling=self.sampling)
+            rows = self._draw()
+            count = len(next(t for t in keras.tree.flatten(rows) if t is not None))
+            number = open_batch(count)
+            yield Batch(*rows, sampling=self.sampling, number=number)
+
+
+def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
+    """[N] weights, where each example has one class."""
+    several = isinstance(y, dict | tuple) or (
+        isinstance(y, list) and any(hasattr(a, "shape") for a in y)
+    )
+    if several:
+        raise ValueError(
+            f"class_weight was given with labels for {len(y)} outputs. Whose classes "
+            "it weights is not clear. Pass sample_weight, in the structure of y."
+        )
+    labels = np.asarray(y)
+    is_one_hot = np.issubdtype(labels.dtype, np.floating) or bool(
+        np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(axis=-1) == 1)
+    )
+    is_single = labels.ndim == 1 or (
+        labels.ndim == 2 and (labels.shape[-1] == 1 or is_one_hot)
+    )
+    if not is_single:
+        raise ValueError(
+            f"class_weight was given with labels of shape {labels.shape} that are not "
+            "one class an example. Keras would take the place of the largest label for "
+            "the class. Pass sample_weight instead; for integer labels it is "
+            "np.vectorize(class_weight.get)(y)."
+        )
+    return host.class_weight_to_sample_weight(labels, class_weight)
 
 
 def is_batched(x: Any) -> bool:
@@ -183,8 +225,8 @@ def poisson_loader(
     class_weight: dict[int, float] | None,
     batch_size: int | None,
     steps_per_epoch: int | None,
-) -> tuple[PoissonLoader, Any]:
-    """The loader that fit samples from, and its sampling."""
+) -> PoissonLoader:
+    """The loader that fit samples from."""
     if is_poisson(x):
         given = {
             "y": y,
@@ -199,8 +241,8 @@ def poisson_loader(
                 f"fit received a PoissonLoader together with {', '.join(named)}. The "
                 "loader decides these itself. Pass them to PoissonLoader instead."
             )
-        return x, x.sampling
-    loader = PoissonLoader(
+        return x
+    return PoissonLoader(
         x,
         y,
         sample_weight,
@@ -208,7 +250,6 @@ def poisson_loader(
         steps_per_epoch=steps_per_epoch,
         class_weight=class_weight,
     )
-    return loader, loader.sampling
 
 
 def peeked(x: Any) -> tuple[Any, Any, Any]:

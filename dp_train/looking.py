@@ -106,9 +106,8 @@ class Stops(keras.callbacks.Callback):
     """Notes a fit that ended before its plan was done, as a callback and a context.
 
     Args:
-        ledger: the model's, asked when fit ends: models may have met meanwhile.
+        ledger: of the model, asked when it matters: owners of weights may join.
         planned_steps: number of steps, asked when training begins; None if unknown.
-        made: the number of releases of this fit.
         is_exhausted: whether a budget holds back what is left.
     """
 
@@ -116,28 +115,29 @@ class Stops(keras.callbacks.Callback):
         self,
         ledger: Callable[[], Ledger],
         planned_steps: Callable[[], int | None],
-        made: Callable[[], int],
         is_exhausted: Callable[[], bool],
     ) -> None:
         super().__init__()
         self._ledger, self._planned_steps = ledger, planned_steps
-        self._made, self._is_exhausted = made, is_exhausted
+        self._is_exhausted = is_exhausted
+        self._before = 0
         self._planned: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Other callbacks have restored a checkpoint by then."""
-        self._planned = self._planned_steps()
+        self._before, self._planned = self._ledger().total, self._planned_steps()
 
     def __enter__(self) -> Stops:
         return self
 
     def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
-        planned, made = self._planned, self._made()
+        ledger, planned = self._ledger(), self._planned
+        made = ledger.total - self._before
         if planned is None or not 0 < made < planned or self._is_exhausted():
             return
         what = f"a fit ended after {made} of {planned} steps"
         by = "" if kind is None else f", by {kind.__name__}"
-        self._ledger().forgo(planned - made, what + by)
+        ledger.forgo(planned - made, what + by)
         if kind is None:
             warnings.warn(
                 f"{what[0].upper()}{what[1:]}. If that was decided on earlier results, "

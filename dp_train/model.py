@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,19 @@ from accounting import (
 from dp_train import host, host_files, looking, model_checks
 from dp_train.announcement import announce, delta_of
 from dp_train.clipping import check_l2_norm_clip
+from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.objective import check_losses
-from dp_train.gradients.structures import map_rows, row_count, tensors
+from dp_train.gradients.structures import (
+    check_dense,
+    map_rows,
+    row_count,
+    tensors,
+)
 from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from dp_train.owner import SAMPLE, WHOLE, Owner
+from dp_train.owner import Owner
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -143,6 +150,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         account = self._privacy.account
         if account.sampling is None:  # between fits
             own_weights(self)
+            account.owner.look(self.weights)
         return account.ledger
 
     def privacy_report(
@@ -204,6 +212,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(state.account.sampling, UnverifiedSampling):
             state.sizes.check((x, y, sample_weight))
+        digest = digest_of((x, y, sample_weight))
         # Beyond the budget the step sees no rows and releases nothing.
         may_release = state.releases < state.limit
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
@@ -221,6 +230,8 @@ class PrivateTraining(InCheckpoints, _Mixin):
             variables=tuple(self.trainable_variables),
             data_free_gradients=tuple(data_free),
             debtors=state.owing.debtors,
+            digest=digest,
+            is_reached=state.plan.is_reached,
         )
 
         def release() -> tf.Tensor:
@@ -337,16 +348,19 @@ class PrivateTraining(InCheckpoints, _Mixin):
                 (x, y, sample_weight), validation_data = host.split_validation(
                     (x, y, sample_weight), validation_split
                 )
-            loader, sampling = poisson_loader(
+            loader = poisson_loader(
                 x, y, sample_weight, class_weight, batch_size, steps_per_epoch
             )
-            self._privacy.population = sampling.population
-            data = loader.dataset()
+            draws = loader.draws()
+            self._privacy.population = draws.population
+            sampling: Sampling = draws
+            data = loader.dataset(draws)
             planned: int | None = len(loader)
             example = spec = loader.arrays
             fit_arguments: dict[str, Any] = {}
         else:
             data, example, spec = peeked(x)
+            check_dense(example)
             self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
@@ -377,13 +391,10 @@ class PrivateTraining(InCheckpoints, _Mixin):
 
         state = self._privacy
         stops = looking.Stops(
-            lambda: self.privacy_ledger,
-            planned_steps,
-            lambda: int(state.releases),
-            lambda: state.is_exhausted,
+            lambda: self.privacy_ledger, planned_steps, lambda: state.is_exhausted
         )
         with (
-            recorded(self, WHOLE),
+            recorded(self),
             running(self, sampling, planned_steps) as start,
             stops,
         ):
@@ -450,11 +461,12 @@ class PrivateTraining(InCheckpoints, _Mixin):
         expected_batch_size, or else the number of rows of this batch.
         """
         check_ready(self)
+        check_dense((x, y, sample_weight))
         rows = int(row_count((x, y, sample_weight)))
         sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
         specs = prepare(self, (x, y, sample_weight), sampling)
         choose_tables(self, specs, [self])
-        with recorded(self, SAMPLE), running(self, sampling, lambda: None):
+        with recorded(self, is_step=True), running(self, sampling, lambda: None):
             return super().train_on_batch(
                 x,
                 y,
@@ -467,7 +479,18 @@ class PrivateTraining(InCheckpoints, _Mixin):
         """As keras.Model.save; the ledger is in the file, and readable beside it."""
         super().save(filepath, *args, **kwargs)
         with tf.io.gfile.GFile(f"{filepath}.ledger.json", "w") as sidecar:
-            sidecar.write(self.privacy_ledger.to_json())
+            sidecar.write(self.privacy_ledger.to_json(about=self._about()))
+
+    def _about(self) -> dict[str, str | int | float]:
+        """What a readable ledger says beside the releases."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        about: dict[str, str | int | float] = {"model": self.name, "saved_at": now}
+        if self._privacy.population is not None:
+            about["examples"] = self._privacy.population
+        target = getattr(self.optimizer, "target", None)
+        if target is not None:
+            about |= {"target_epsilon": target.epsilon, "target_delta": target.delta}
+        return about
 
     def _owned(self) -> tuple[Owner, Any]:
         return self._privacy.account.owner, self.weights
@@ -539,14 +562,19 @@ def clipped_gradients(
         )
     check_strategy(model.distribute_strategy)
     sampling: Sampling
-    if isinstance(x, Batch):
+    is_drawn = isinstance(x, Batch)
+    if is_drawn:
         sampling = x.sampling
         x, y, sample_weight = x.take()
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
-    host.outside_of_tracing(lambda: prepare(model, rows, sampling))
+    # The arrays of a loader settle the sizes that the model leaves open.
+    spec = rows if is_drawn else None
+    host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec))
     model._privacy.owing.before_look()
+    if tf.executing_eagerly():
+        model._privacy.account.owner.look(model.trainable_variables)
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:
@@ -570,6 +598,7 @@ def clipped_gradients(
         account=Account(model._privacy.account.owner, sampling),
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
+        is_reached=model._privacy.plan.is_reached,
     )
 
 

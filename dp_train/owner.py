@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Self, final
 
 import keras
@@ -21,11 +22,10 @@ import tensorflow as tf
 from accounting import Event, Ledger
 
 SCHEMA_VERSION = 1
-WHOLE = 1 << 18
-"""So many numbers of a weight are in its digest after fit: all, except of large ones.
-"""
-SAMPLE = 1 << 10
-"""So many after a single step, which takes little longer for it."""
+NUMBERS = 1 << 18
+"""So many numbers of a weight are in its digest: all, except of large ones."""
+_OF_STEPS = 1 << 10, 4
+"""So many numbers, of so many weights, after a single step: it takes hardly longer."""
 _OWNER, _DIGEST = "_dp_train_owner", "_dp_train_digest"
 _lock = threading.RLock()
 
@@ -133,15 +133,18 @@ def owner_of(weights: Iterable[keras.Variable]) -> Owner | None:
     return owner
 
 
-def record(weights: Iterable[keras.Variable], numbers: int = SAMPLE) -> None:
-    """Keeps a digest of what a release, or a file, left in the weights.
-
-    Args:
-        weights: built.
-        numbers: how many of each are looked at.
-    """
+def record(weights: Iterable[keras.Variable]) -> None:
+    """Keeps digests of what a fit, or a file, left in the weights."""
     for weight in weights:
-        vars(weight)[_DIGEST] = _digest(weight, numbers)
+        vars(weight)[_DIGEST] = _digest(weight, NUMBERS)
+
+
+def record_step(weights: Sequence[keras.Variable]) -> None:
+    """Keeps digests of a few of the weights that one release moved."""
+    numbers, most = _OF_STEPS
+    last = len(weights) - 1
+    for place in {last * i // (most - 1) for i in range(most)} if weights else ():
+        vars(weights[place])[_DIGEST] = _digest(weights[place], numbers)
 
 
 def forget(weights: Iterable[keras.Variable]) -> None:
@@ -152,12 +155,14 @@ def forget(weights: Iterable[keras.Variable]) -> None:
 
 def _digest(weight: keras.Variable, numbers: int) -> tuple[int, bytes]:
     """(numbers, SHA-256 of about so many numbers, evenly spread, or of all)."""
-    value: Any = tf.convert_to_tensor(weight.value)
-    step = -(-value.shape.num_elements() // numbers) if numbers else 1
-    if step > 1:
+    value: Any = weight.value
+    if math.prod(value.shape) > NUMBERS:
+        step = math.prod(value.shape) // NUMBERS
         # Odd, so that every column of a table has its turn.
         value = tf.reshape(value, [-1])[:: step | 1]
-    return numbers, hashlib.sha256(value.numpy().tobytes()).digest()
+    values = value.numpy().reshape(-1)
+    chosen = values[:: max(1, values.size // numbers) | 1]
+    return numbers, hashlib.sha256(chosen.tobytes()).digest()
 
 
 def _unreadable(reason: str) -> ValueError:

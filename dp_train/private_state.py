@@ -25,7 +25,7 @@ from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
-from dp_train.owner import Owner, record
+from dp_train.owner import Owner, record, record_step
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
@@ -158,31 +158,32 @@ def adopt_optimizer(model: Any) -> None:
 
 
 def own_weights(model: Any) -> None:
-    """One ledger for all models that share a weight, or ever shared one.
-
-    Sees, too, whether the weights are as the last release left them.
-    """
-    owner, weights = model._privacy.account.owner, model.weights
+    """One ledger for all models that share a weight, or ever shared one."""
+    owner = model._privacy.account.owner
     for part in host.sublayers(model):
         state = vars(part).get("_privacy_state")
         if state is not None:
             owner.join(state.account.owner)
-    owner.own(weights)
-    owner.look(weights)
+    owner.own(model.weights)
 
 
 @contextmanager
-def recorded(model: Any, numbers: int) -> Iterator[None]:
-    """What the releases of the block leave in the weights is known afterwards.
+def recorded(model: Any, is_step: bool = False) -> Iterator[None]:
+    """Sees what else changed the weights before the block, and knows them after it.
 
     Args:
         model: a private model.
-        numbers: how many of each weight are looked at.
+        is_step: the block makes a single release.
     """
+    owner = model._privacy.account.owner
+    owner.look(model.trainable_variables if is_step else model.weights)
     try:
         yield
     finally:
-        record(model.weights, numbers)
+        if is_step:
+            record_step(model.trainable_variables)
+        else:
+            record(model.weights)
 
 
 def check_ready(model: Any) -> None:
@@ -374,9 +375,15 @@ def running(
     state.expected_batch_size.assign(sampling.expected_batch_size)
     state.account.sampling = sampling
     model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
+    state.account.refusal = None
     try:
         with state.owing.fit():
             yield start
+    except tf.errors.OpError as error:
+        if state.account.refusal is None:
+            raise
+        # TensorFlow says it in a page of its own.
+        raise state.account.refusal from error
     finally:
         state.account.sampling = None
         state.account.least_noise_multiplier = 0.0

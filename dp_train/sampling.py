@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from accounting import Event, PoissonSampledEvent, UnverifiedSamplingEvent
-from dp_train.errors import NotPrivateError
 
 
 def _fresh_generator() -> np.random.Generator:
@@ -70,57 +69,14 @@ class PoissonSampling:
         """`release` on a Poisson sample."""
         return PoissonSampledEvent(self.sampling_probability, release)
 
+    def pay(self, digest: int | None) -> None:
+        """Nothing to do: a custom loop takes each Batch once."""
+
     def indices(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[n] distinct indices in [0, N), in random order; n may be 0."""
         generator = _fresh_generator()
         size = generator.binomial(self.population, self.sampling_probability)
         return generator.choice(self.population, size, replace=False, shuffle=False)
-
-
-@dataclass
-class DrawnSampling:
-    """Poisson sampling by a loader for a step that cannot see where its rows are from.
-
-    Each release must be paid for by a draw of its own.
-
-    Attributes:
-        poisson: how the loader draws.
-    """
-
-    poisson: PoissonSampling
-    _drawn: int = field(default=0, repr=False)
-    _released: int = field(default=0, repr=False)
-
-    @property
-    def expected_batch_size(self) -> float:
-        """B."""
-        return self.poisson.expected_batch_size
-
-    @property
-    def population(self) -> int:
-        """N."""
-        return self.poisson.population
-
-    def indices(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """As PoissonSampling.indices, and counted."""
-        self._drawn += 1
-        return self.poisson.indices()
-
-    def event(self, release: Event) -> Event:
-        """`release` on a Poisson sample.
-
-        Raises:
-            NotPrivateError: there were more releases than draws.
-        """
-        self._released += 1
-        if self._released > self._drawn:
-            raise NotPrivateError(
-                f"The optimizer made {self._released} releases, and its loader drew "
-                f"{self._drawn} batches. The others came from somewhere else and are "
-                "no Poisson samples. Pass loader.dataset_for(optimizer) to fit, or "
-                "use an optimizer of its own for other data."
-            )
-        return self.poisson.event(release)
 
 
 @dataclass(frozen=True)
@@ -147,3 +103,6 @@ class UnverifiedSampling:
     def event(self, release: Event) -> Event:
         """`release` without amplification."""
         return UnverifiedSamplingEvent(release)
+
+    def pay(self, digest: int | None) -> None:
+        """Nothing to do: every release is charged in full, whatever its rows."""

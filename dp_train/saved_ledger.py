@@ -11,7 +11,7 @@ import tensorflow as tf
 from accounting import Ledger
 from dp_train import host_files
 from dp_train.errors import NotPrivateError
-from dp_train.owner import WHOLE, Owner, forget, owner_of, record
+from dp_train.owner import Owner, forget, owner_of, record
 
 _TENSOR = "dp_train_ledger"
 
@@ -49,8 +49,9 @@ def _spent(model: Any) -> Owner | None:
     if owner is None:
         return None
     owner.look(weights)
-    is_empty = owner.ledger.total == 0 and not owner.is_changed_elsewhere
-    return None if is_empty else owner
+    ledger = owner.ledger
+    knows = ledger.total or ledger.remarks or owner.is_changed_elsewhere
+    return owner if knows else None
 
 
 def _written(model: Any) -> bytes | None:
@@ -69,7 +70,7 @@ def _reading(model: Any, data: bytes | None) -> Iterator[None]:
     # Not all of them need be in the file.
     owner.look(weights)
     yield
-    record(weights, WHOLE)
+    record(weights)
 
 
 @contextmanager

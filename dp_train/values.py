@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from accounting import Event, GaussianEvent, Ledger
+from dp_train.batches import take_batch
 from dp_train.errors import NotPrivateError
 from dp_train.owner import Owner
 
@@ -28,6 +29,13 @@ class Sampling(Protocol):
     def event(self, release: Event) -> Event:
         """`release` as seen through this sampling."""
 
+    def pay(self, digest: int | None) -> None:
+        """Uses up the draw of the rows with this digest, None where it is unknown.
+
+        Raises:
+            NotPrivateError: there is no such draw that is unused.
+        """
+
 
 @dataclass
 class Account:
@@ -35,11 +43,13 @@ class Account:
 
     `sampling` may be exchanged between fits; the compiled step asks at run time.
     `least_noise_multiplier` is what a budget counts on: with less, fewer steps fit.
+    `refusal` is why the last charge was refused: TensorFlow tells it in its own words.
     """
 
     owner: Owner
     sampling: Sampling | None = None
     least_noise_multiplier: float = 0.0
+    refusal: NotPrivateError | None = None
 
     @property
     def ledger(self) -> Ledger:
@@ -47,14 +57,35 @@ class Account:
         return self.owner.ledger
 
     def charge(
-        self, noise_multiplier: float, l2_norm_clip: float, noise_source: str
+        self,
+        noise_multiplier: float,
+        l2_norm_clip: float,
+        noise_source: str,
+        digest: int | None = None,
     ) -> None:
         """Records one release; called before its noise leaves the generator.
 
+        Args:
+            noise_multiplier, l2_norm_clip, noise_source: of the release.
+            digest: of its rows.
+
         Raises:
-            NotPrivateError: no sampling was declared for this release, or it has less
-                noise than a budget counts on.
+            NotPrivateError: no sampling was declared for this release, its rows are no
+                draw that is unused, or it has less noise than a budget counts on.
         """
+        try:
+            self._charge(noise_multiplier, l2_norm_clip, noise_source, digest)
+        except NotPrivateError as error:
+            self.refusal = error
+            raise
+
+    def _charge(
+        self,
+        noise_multiplier: float,
+        l2_norm_clip: float,
+        noise_source: str,
+        digest: int | None,
+    ) -> None:
         if self.sampling is None:
             raise NotPrivateError(
                 "A release was about to be made outside fit, train_on_batch and "
@@ -68,6 +99,7 @@ class Account:
                 f"{self.least_noise_multiplier:g} until fit ends. Its steps would "
                 "exceed the budget. Lower the noise between two fits."
             )
+        self.sampling.pay(digest)
         self.owner.charge(
             self.sampling.event(GaussianEvent(noise_multiplier)),
             l2_norm_clip=l2_norm_clip,
@@ -83,21 +115,23 @@ class Batch:
         x, y, sample_weight: arrays or nested structures of arrays, [n, ...]; n may
             be 0. They are the private examples.
         sampling: how the batch was drawn.
+        number: of the draw, which copies of the batch share.
     """
 
     x: Any = field(repr=False)
     y: Any = field(repr=False)
     sample_weight: Any = field(repr=False)
     sampling: Sampling
-    _is_used: bool = field(default=False, repr=False)
+    number: int = field(repr=False)
 
     def take(self) -> tuple[Any, Any, Any]:
         """(x, y, sample_weight), once.
 
         Raises:
-            NotPrivateError: the batch was already used; a second release from the same
-                draw is not a fresh Poisson sample. Or a function is being traced,
-                which would run on this one draw again and again.
+            NotPrivateError: the batch, or a copy of it, was already used; a second
+                release from the same draw is not a fresh Poisson sample. Or it has more
+                rows than were drawn. Or a function is being traced, which would run on
+                this one draw again and again.
         """
         if not tf.executing_eagerly():
             raise NotPrivateError(
@@ -106,13 +140,9 @@ class Batch:
                 "samples. Call clipped_gradients outside of tf.function: it is "
                 "compiled by itself."
             )
-        if self._is_used:
-            raise NotPrivateError(
-                "This batch was already used for a release. Two releases from one draw "
-                "are not independent samples, so the accounted epsilon would be too "
-                "small. Take the next batch from the loader."
-            )
-        self._is_used = True
+        rows = (self.x, self.y, self.sample_weight)
+        sizes = {len(t) for t in keras.tree.flatten(rows) if t is not None}
+        take_batch(self.number, max(sizes))
         return self.x, self.y, self.sample_weight
 
 
@@ -138,6 +168,11 @@ class ClippedSum:
         variables: the weights that the gradients belong to.
         data_free_gradients: gradients of the regularisers, which read weights only;
             added after the noise. None where a variable has none.
+        digest: of the rows, int64, by which the charge finds their draw; None where the
+            draw was used up before.
+        is_reached: for each variable, whether an example's gradient can be other than
+            0 there; a fact of the traced step, never of the data. Others are no part of
+            the release: they get no noise either. () for all.
         debtors: for each variable whose noise is drawn only when it is read, who does
             that; the gradient then is an IndexedSlices. None elsewhere, () for nowhere.
     """
@@ -149,6 +184,8 @@ class ClippedSum:
     variables: tuple[keras.Variable, ...]
     data_free_gradients: tuple[tf.Tensor | None, ...]
     debtors: tuple[Debtor | None, ...] = ()
+    digest: tf.Tensor | None = None
+    is_reached: tuple[bool, ...] = ()
     _is_used: bool = field(default=False, repr=False)
 
     def __add__(self, other: object) -> NoReturn:
@@ -178,5 +215,6 @@ class ClippedSum:
         return self.gradients
 
 
-BeginRelease = Callable[[str], float]
-"""Charges one release for the named noise source; returns the noise's stddev."""
+BeginRelease = Callable[[str, int | None], float]
+"""Charges one release for the named noise source and the digest of its rows, if it is
+known; returns the noise's stddev."""

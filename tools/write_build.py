@@ -25,6 +25,7 @@ BINARIES = {"compute_dp_sgd_privacy": "accounting.compute_dp_sgd_privacy"}
 # Name in an import statement -> name of the distribution in setup.py.
 DISTRIBUTIONS = {
     "cryptography": "cryptography",
+    "h5py": "h5py",
     "keras": "keras",
     "matplotlib": "matplotlib",
     "absl": "absl-py",

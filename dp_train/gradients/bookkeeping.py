@@ -41,7 +41,7 @@ from dp_train.kernels.registry import KERNELS, ONE_ROW_AN_EXAMPLE
 
 Call = AloneCall | TableCall
 
-NOISE_ONLY = "noise only"
+NOT_REACHED = "left as it is"
 """The rule of a weight that the loss does not reach."""
 _REARRANGING = frozenset(
     ["Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "Neg"]
@@ -93,7 +93,7 @@ def clipped_sum_of_call(
     reads: Sequence[Sequence[tf.Tensor]],
     keys: Sequence[tf.Tensor],
     l2_norm_clip: float,
-) -> list[tf.Tensor]:
+) -> tuple[list[tf.Tensor], tuple[bool, ...]]:
     """Sum of clipped gradients of a forward pass that somebody else traced.
 
     Args:
@@ -104,6 +104,9 @@ def clipped_sum_of_call(
         reads: for each variable, the tensors that its values were read to.
         keys: what its random layers draw from: secret, and new at every step.
         l2_norm_clip: C > 0.
+
+    Returns:
+        (sums, is_reached): for each variable, the sum, and whether the loss reaches it.
 
     Raises:
         UnsupportedSiteError: a weight is used in a way that no kernel knows.
@@ -124,7 +127,8 @@ def clipped_sum_of_call(
     is_real = None
     if weights:
         is_real = tf.reduce_any(tf.concat([tf.not_equal(w, 0) for w in weights], 1), 1)
-    return traced.clipped_sum(l2_norm_clip, is_real)
+    is_reached = tuple(c is not None for c in traced.contributions)
+    return traced.clipped_sum(l2_norm_clip, is_real), is_reached
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class PlanRow:
     Attributes:
         variable: its path.
         sites: ops at which it meets data.
-        rule: of the kernel; NOISE_ONLY where the loss does not reach it.
+        rule: of the kernel; NOT_REACHED where the loss does not reach it.
         kept_per_row: numbers in memory for each example until the sum.
         scratch_per_row: numbers in memory for each example while they are computed.
     """
@@ -170,7 +174,7 @@ def plan(objective: Objective, rows: Rows) -> list[PlanRow]:
             PlanRow(
                 variable.path,
                 ", ".join(f"{n} x {op}" if n > 1 else op for op, n in places.items()),
-                NOISE_ONLY if contribution is None else contribution.rule,
+                NOT_REACHED if contribution is None else contribution.rule,
                 0 if contribution is None else contribution.kept_per_row,
                 0 if contribution is None else contribution.scratch_per_row,
             )
@@ -433,7 +437,10 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
 
     # Only by these may the loss reach the batch.
     elements = [tf.identity(t) for t in tensors(given)]
-    losses = host.vectorized_map(one, elements)
+    try:
+        losses = host.vectorized_map(one, elements)
+    except NotImplementedError as error:
+        raise UnsupportedSiteError(f"the loss cannot be mapped ({error})") from error
     ends = {t.op for t in elements}
     needed = separation.ancestors([losses], map(id, ends)) - set(map(id, ends))
     if needed & forward & _ops_with_data(tensors(rows)):
@@ -522,12 +529,9 @@ def _is_rearranged(tensor: tf.Tensor, reads: Sequence[tf.Tensor]) -> bool:
     """Whether it is one of the reads, entries permuted or negated."""
     while not any(tensor is read for read in reads):
         op = tensor.op
-        is_number = tensor.dtype.is_floating
-        if (
-            op.type not in _REARRANGING
-            or not is_number
-            or host.has_foreign_gradient(op)
-        ):
+        if op.type not in _REARRANGING or not tensor.dtype.is_floating:
+            return False
+        if host.has_foreign_gradient(op):
             return False
         tensor = op.inputs[0]
     return True

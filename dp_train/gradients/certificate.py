@@ -3,8 +3,9 @@
 On a few made-up rows and shaken weights, the clipped sums of the engine are compared
 with those of batch-of-one autodiff. It catches what shape checks cannot: a layer that
 mixes examples, a time-major reshape whose length equals the batch, a faulty kernel of
-the host. Layers with seeds of their own are switched off and the others are training;
-where something still draws, nothing is training.
+the host. Meanwhile draws are constants, and a layer that draws otherwise is switched
+off. At last the engine runs as it will, with random layers on, which draw otherwise in
+the loop.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -37,6 +39,10 @@ _NOISE = 32.0
 """What of a gradient so many times a rounding moves is nothing but rounding."""
 _SMALL = 1e-3
 """Of the largest gradient; only smaller ones are asked whether they are 0 in truth."""
+FAILURES = NotImplementedError, TypeError, ValueError, tf.errors.OpError
+"""What an engine raises that cannot compute this model."""
+_DRAWS = 3
+"""What a random layer does may depend on what it draws."""
 _CLIPS = (1e-3, 1e6)
 """All examples clipped, so that norms count; none clipped, so that sums do."""
 _MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
@@ -44,6 +50,10 @@ _MASKS = ([True] * ROWS, [True] + [False] * (ROWS - 1))
 
 class NotCertifiedError(Exception):
     """The engine gave other clipped sums than the loop, or could not be compared."""
+
+
+class _NoGradientError(NotCertifiedError):
+    """The loop gave nothing to compare with."""
 
 
 def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> None:
@@ -58,14 +68,59 @@ def certify(engine: Callable[..., Any], objective: Objective, example: Rows) -> 
         NotCertifiedError: they differ by more than TOLERANCE, however the weights are
             shaken, or by more than a flip; the message names the variable.
     """
-    rows = made_up_rows(example)
+    for is_positive in (False, True):
+        rows = made_up_rows(example, is_positive=is_positive)
+        try:
+            with nothing_drawn(objective, rows) as quiet:
+                _certify(engine, quiet, rows)
+            break
+        except _NoGradientError:
+            # Logarithms, say, of what is never negative.
+            if is_positive:
+                raise
+    if objective.seed_states:
+        _run_as_it_will(engine, objective, rows)
+
+
+@contextmanager
+def nothing_drawn(objective: Objective, rows: Rows) -> Iterator[Objective]:
+    """Inside the block this objective has the same value each time, if any has.
+
+    Draws are constants. Where something still draws, layers with seeds of their own are
+    not training, and if that is not enough, nothing is.
+    """
+    quiet = dataclasses.replace(objective, seed_states=[])
     if not objective.seed_states:
-        _certify(engine, objective, rows)
+        yield quiet
         return
-    with host.random_layers_off(objective.model):
-        training = not draws(objective, rows)
-        quiet = dataclasses.replace(objective, seed_states=[], training=training)
-        _certify(engine, quiet, rows)
+    with host.constant_draws():
+        if not _draws(objective, rows):
+            yield quiet
+            return
+        with host.random_layers_off(objective.model):
+            yield dataclasses.replace(quiet, training=not _draws(objective, rows))
+
+
+def _run_as_it_will(
+    engine: Callable[..., Any], objective: Objective, rows: Rows
+) -> None:
+    """Runs the engine with random layers on: each draws its own, but must draw."""
+    run = tf.function(
+        lambda rows, keys: engine(objective, rows, keys, 1.0, tf.ones([ROWS], tf.bool)),
+        autograph=False,
+    )
+    generator = np.random.default_rng(8)
+    try:
+        for _ in range(_DRAWS):
+            keys = [
+                tf.cast(generator.integers(0, 2**31, (ROWS, 2)), state.dtype)
+                for state in objective.seed_states
+            ]
+            run(rows, keys)
+    except FAILURES as error:
+        raise NotCertifiedError(
+            f"it fails on made-up rows where layers draw ({reason_of(error)})"
+        ) from error
 
 
 def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> None:
@@ -97,7 +152,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
                 return
             if off > _FLIPS:
                 break
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    except FAILURES as error:
         raise NotCertifiedError(
             f"it fails on made-up rows ({reason_of(error)})"
         ) from error
@@ -106,7 +161,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
     )
 
 
-def draws(objective: Objective, rows: Rows) -> bool:
+def _draws(objective: Objective, rows: Rows) -> bool:
     """Whether a training call draws numbers: each engine would draw others."""
     with keras.StatelessScope(collect_losses=True) as scope:
         host.call_model(objective.model, rows[0])
@@ -141,17 +196,18 @@ def _rounded(objective: Objective, weights: list[tf.Tensor]) -> list[tf.Tensor]:
 
 def reason_of(error: Exception) -> str:
     """The line of an error that says what is wrong, not where TensorFlow met it."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in host.own_words(error).splitlines()]
     places = ("Graph execution error", "Detected at node", "<stack traces", "File ")
     said = [line for line in lines if line and not line.startswith(places)]
-    return re.sub(r" graph \S*\[.*?\]", "", (said or lines or [repr(error)])[0])
+    named = r" graph \S*\[.*?\]|\{\{.*?\}\} ?"
+    return re.sub(named, "", (said or lines or [repr(error)])[0])
 
 
-def made_up_rows(example: Rows) -> Rows:
-    """ROWS rows that a loss can be computed on."""
+def made_up_rows(example: Rows, *, is_positive: bool = False) -> Rows:
+    """ROWS rows that a loss can be computed on; inputs in [0, 1) if positive."""
     x, y, sample_weight = example
     return (
-        made_up(x),
+        made_up(x, is_positive=is_positive),
         made_up(y, is_positive=True),
         made_up(sample_weight, is_positive=True),
     )
@@ -177,7 +233,7 @@ def _difference(
     scales = [_largest(e) for e in expected]
     largest = max(scales)
     if not 0 < largest < math.inf:
-        raise NotCertifiedError("made-up rows give no finite gradient to compare")
+        raise _NoGradientError("made-up rows give no finite gradient to compare")
     found, moved = [], None
     for i, variable in enumerate(objective.variables):
         error, scale = _largest(sums[i] - expected[i]), scales[i]

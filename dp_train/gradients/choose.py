@@ -23,7 +23,6 @@ from dp_train.gradients import bookkeeping, loop, vectorized
 from dp_train.gradients.certificate import (
     NotCertifiedError,
     certify,
-    made_up_rows,
     reason_of,
 )
 from dp_train.gradients.compiled import Program
@@ -37,7 +36,6 @@ from dp_train.gradients.structures import (
     tensors,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
-from dp_train.made_up import ROWS
 
 ENGINES: dict[str, Callable[..., Any]] = {
     "bookkeeping": bookkeeping.clipped_sum,
@@ -83,6 +81,7 @@ class Plan:
         program: the engine, compiled by XLA; None if it is not.
         not_compiled: why, where that was asked for.
         notes: further lines to print.
+        is_reached: for each variable, whether the loss reaches it; () for all.
     """
 
     engine: str
@@ -93,6 +92,7 @@ class Plan:
     program: Program | None = None
     not_compiled: str = ""
     notes: tuple[str, ...] = ()
+    is_reached: tuple[bool, ...] = ()
 
     @property
     def compute(self) -> Callable[..., Any]:
@@ -152,11 +152,11 @@ def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -
             if name != "loop":
                 certify(ENGINES[name], objective, example)
         except (UnsupportedSiteError, NotCertifiedError) as error:
-            refused.append((name, str(error)))
+            refused.append((name, reason_of(error)))
             continue
-        check_weights_are_reached(objective, example, rows)
+        reached = reached_weights(objective, example, rows)
         numbers = _numbers_per_row(name, objective, rows)
-        return Plan(name, tuple(refused), rows, numbers, alone)
+        return Plan(name, tuple(refused), rows, numbers, alone, is_reached=reached)
     ((name, reason),) = refused
     raise NotPrivateError(
         f"gradients={name!r} cannot be used for this model: {reason}. Its clipped sums "
@@ -164,10 +164,12 @@ def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -
     )
 
 
-def check_weights_are_reached(
+def reached_weights(
     objective: Objective, example: Rows, rows: Sequence[bookkeeping.PlanRow]
-) -> None:
-    """Refuses weights that Keras itself would train, and the loss of an example not.
+) -> tuple[bool, ...]:
+    """For each weight, whether the loss of an example reaches it.
+
+    Others are left alone, as Keras does, and refused if Keras would train them.
 
     Weights are tensors in our loss. What looks for a tf.Variable instead finds none.
 
@@ -177,9 +179,10 @@ def check_weights_are_reached(
         rows: of the plan of book-keeping; empty if another engine was chosen.
 
     Raises:
-        NotPrivateError: there are such weights; they are named.
+        NotPrivateError: Keras would train one of the others, which is named; or the
+            loss reaches none.
     """
-    ours = [row.rule != bookkeeping.NOISE_ONLY for row in rows]
+    ours = [row.rule != bookkeeping.NOT_REACHED for row in rows]
     keras_own: list[bool] = []
 
     def trace_ours(rows: Rows) -> tf.Tensor:
@@ -198,7 +201,7 @@ def check_weights_are_reached(
     if not ours:
         tf.function(trace_ours, autograph=False).get_concrete_function(one)
     if all(ours):
-        return
+        return tuple(ours)
     tf.function(trace_keras_own, autograph=False).get_concrete_function(one)
     lost = [
         v.path
@@ -210,10 +213,17 @@ def check_weights_are_reached(
     if lost:
         raise NotPrivateError(
             f"Keras would train {', '.join(lost)}, but an example's gradient does not "
-            "reach there, so that private training would add noise only. A function "
-            "with a gradient of its own, as tf.custom_gradient, that reads a weight "
-            "from outside does that. Hand it the weights as arguments."
+            "reach there, so that private training would leave them as they are. A "
+            "function with a gradient of its own, as tf.custom_gradient, that reads a "
+            "weight from outside does that. Hand it the weights as arguments."
         )
+    if not any(ours):
+        raise NotPrivateError(
+            f"The loss reaches none of the {len(ours)} trainable weights. Nothing "
+            "would be trained, though every step is charged. Look for a stop_gradient, "
+            "or for predictions that were rounded, between weights and loss."
+        )
+    return tuple(ours)
 
 
 def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan:
@@ -228,11 +238,6 @@ def compiled(plan: Plan, objective: Objective, example: Rows, rows: int) -> Plan
     program = Program(ENGINES[plan.engine], rows)
     try:
         certify(program, objective, example)
-        if objective.seed_states:
-            # Certified with random layers off: a program of its own.
-            keys = [tf.zeros([ROWS, 2], s.dtype) for s in objective.seed_states]
-            is_real = tf.zeros([ROWS], tf.bool)
-            program(objective, made_up_rows(example), keys, 1.0, is_real)
     except (UnsupportedSiteError, NotCertifiedError, tf.errors.OpError) as error:
         why = reason_of(error)
         warnings.warn(
@@ -272,13 +277,13 @@ def plan_rows(
             layer = error.layer
             if layer is None or layer in alone:
                 raise
-            alone[layer] = str(error)
+            alone[layer] = reason_of(error)
             # What two layers of a class need, the others most likely need too.
             same = [
                 s for s in host.sublayers(objective.model) if type(s) is type(layer)
             ]
             if sum(s in alone for s in same) > 1:
-                alone |= dict.fromkeys(same, str(error))
+                alone |= dict.fromkeys(same, alone[layer])
 
 
 def _numbers_per_row(

@@ -7,7 +7,6 @@ noise only. It is told by made-up rows: together they have a gradient, alone non
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 
@@ -16,7 +15,12 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.errors import NotPrivateError
-from dp_train.gradients.certificate import draws, made_up_rows, shaken
+from dp_train.gradients.certificate import (
+    FAILURES,
+    made_up_rows,
+    nothing_drawn,
+    shaken,
+)
 from dp_train.gradients.objective import Objective, Rows
 from dp_train.gradients.structures import map_rows, tensors
 from dp_train.made_up import ROWS
@@ -44,12 +48,10 @@ def check_loss_is_of_one_example(objective: Objective, example: Rows) -> None:
         NotPrivateError: no made-up row has a gradient alone, all together have.
     """
     rows = made_up_rows(example)
-    with host.random_layers_off(objective.model):
-        training = not (objective.seed_states and draws(objective, rows))
-        quiet = dataclasses.replace(objective, seed_states=[], training=training)
+    with nothing_drawn(objective, rows) as quiet:
         try:
             _check(quiet, rows)
-        except (TypeError, ValueError, tf.errors.OpError):
+        except FAILURES:
             return  # what fails on made-up rows is told by whoever needs them
 
 
@@ -103,10 +105,10 @@ def _check(objective: Objective, rows: Rows) -> None:
         return  # a mask of Keras normalises over the batch, and is no comparison
     warnings.warn(
         "Part of the loss compares examples, or is normalised over all of them: on "
-        "made-up rows it is no sum of losses of each (load balancing of experts and "
-        "Dice over a batch are such). Each example is trained here on the loss that it "
-        "has alone. If another one is meant, put what belongs together into one "
-        "example.",
+        "made-up rows it is no sum of losses of each (load balancing of experts, Dice "
+        "over a batch and layers that mix examples are such). Each example is trained "
+        "here on the loss that it has alone. If another one is meant, put what belongs "
+        "together into one example.",
         UserWarning,
         stacklevel=2,
     )

@@ -488,37 +488,39 @@ def _gather(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
 
 def _strided_slice(op: tf.Operation, given: list[Kind | None]) -> Kind | None:
     """All examples are taken: the slice of their axis is a plain `:`."""
-    kind = _only(given, 0)
+    kind, rank = _only(given, 0), op.inputs[0].shape.rank
+    strides = known(op.inputs[3])
+    if kind is None or strides is None or rank is None:
+        return None
     masks = {
         name: op.get_attr(f"{name}_mask")
         for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
     }
-    strides = known(op.inputs[3])
-    if kind is None or strides is None:
-        return None
-    if kind.axis > 0:
-        return _sliced_elsewhere(kind, masks, strides)
-    if masks["ellipsis"] & 1:
-        # The last of the axes, never all of them, are sliced behind the dots.
-        is_behind = len(strides) <= op.inputs[0].shape.rank
-        return kind if is_behind and not masks["new_axis"] else None
-    is_all = masks["begin"] & 1 and masks["end"] & 1 and strides[0] == 1
-    is_moved = masks["new_axis"] & 1 or masks["shrink_axis"] & 1
-    return kind if is_all and not is_moved else None
 
+    def says(name: str, entry: int) -> bool:
+        return bool(masks[name] >> entry & 1)
 
-def _sliced_elsewhere(
-    kind: Examples, masks: dict[str, int], strides: Any
-) -> Kind | None:
-    """The same where other axes come first, as steps do in a loop over time."""
-    if masks["ellipsis"] or masks["new_axis"]:
-        return None
-    if kind.axis < len(strides):
-        whole = masks["begin"] & masks["end"] & ~masks["shrink_axis"]
-        if not whole >> kind.axis & 1 or strides[kind.axis] != 1:
-            return None
-    dropped = masks["shrink_axis"] & (2**kind.axis - 1)
-    return Examples(kind.axis - dropped.bit_count(), kind.blocks)
+    dots = [i for i in range(len(strides)) if says("ellipsis", i)] or [len(strides)]
+    entries = [i for i in range(len(strides)) if i != dots[0]]
+    new = [i for i in entries if says("new_axis", i)]
+    # Dots stand for all axes that no entry reads; without any they come last.
+    left: list[int | None] = [None] * (rank - len(entries) + len(new))
+    order = [*entries[: dots[0]], *left, *entries[dots[0] :]]
+    axis = before = 0
+    for entry in order:
+        if entry in new:
+            before += 1
+            continue
+        is_whole = entry is None or (
+            says("begin", entry) and says("end", entry) and strides[entry] == 1
+        )
+        is_dropped = entry is not None and says("shrink_axis", entry)
+        if axis == kind.axis:
+            return (
+                Examples(before, kind.blocks) if is_whole and not is_dropped else None
+            )
+        axis, before = axis + 1, before + (not is_dropped)
+    return None
 
 
 def _projective(op: tf.Operation, given: list[Kind | None]) -> Kind | None:

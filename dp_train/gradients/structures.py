@@ -27,6 +27,27 @@ def restored(structure: Any, values: Sequence[Any]) -> Any:
     return map_rows(lambda _: next(remaining), structure)
 
 
+def check_dense(rows: Any) -> None:
+    """Refuses ragged and sparse tensors.
+
+    Raises:
+        ValueError: there are some; the message says how to make them dense.
+    """
+    ways = {
+        tf.RaggedTensor: "x.to_tensor(shape=[None, length]), of one length for all",
+        tf.SparseTensor: "tf.sparse.to_dense(x)",
+    }
+    for t in keras.tree.flatten(rows):
+        for kind, way in ways.items():
+            if isinstance(t, kind):
+                raise ValueError(
+                    f"The data holds a {kind.__name__} of shape {t.shape}. Gradients "
+                    "of single examples are computed for dense tensors, in which each "
+                    "example is a row. Map the dataset, or the arrays, through "
+                    f"{way}."
+                )
+
+
 def row_count(rows: Any) -> tf.Tensor:
     """Number of rows, a scalar int32 tensor."""
     return tf.shape(tensors(rows)[0])[0]

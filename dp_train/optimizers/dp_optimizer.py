@@ -34,7 +34,7 @@ from dp_train.optimizers.arguments import (
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
 from dp_train.optimizers.target import Target
-from dp_train.owner import Owner, forget, record
+from dp_train.owner import Owner, forget, record_step
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
@@ -214,17 +214,17 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         check_strategy()
         _check_is_of_this_step(clipped_sum)
-        self._check_update(clipped_sum.variables)
+        self._check_update()
         self.release(clipped_sum)
         if tf.executing_eagerly():
-            record(clipped_sum.variables)
+            record_step(clipped_sum.variables)
 
-    def _check_update(self, variables: Sequence[keras.Variable]) -> None:
+    def _check_update(self) -> None:
         """Refuses, in a custom loop, an update that depends on other variables.
 
         Traces the update once for each learning rate, and runs nothing.
         """
-        inner = self.inner_optimizer
+        inner, variables = self.inner_optimizer, host.optimizer_of_build(self)
         checked = (*map(id, variables), id(host.rate_of(inner)))
         if checked == self._checked_update:
             return
@@ -261,10 +261,10 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         bound = clipped_sum.l2_norm_bound
 
-        def begin_release(noise_source: str) -> float:
+        def begin_release(noise_source: str, digest: int | None) -> float:
             multiplier = self._known_noise_multiplier()
             clipped_sum.account.charge(
-                multiplier, bound, noise_source if multiplier > 0 else "none"
+                multiplier, bound, noise_source if multiplier > 0 else "none", digest
             )
             forget(variables)
             return multiplier * bound
@@ -272,7 +272,14 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         gradients = clipped_sum.take()
         for gradient in gradients:
             check_is_real(gradient)
-        debtors = clipped_sum.debtors or (None,) * len(gradients)
+        extras = clipped_sum.data_free_gradients
+        is_reached = clipped_sum.is_reached or (True,) * len(gradients)
+        debtors = [
+            debtor if reached else None
+            for debtor, reached in zip(
+                clipped_sum.debtors or (None,) * len(gradients), is_reached, strict=True
+            )
+        ]
         if any(debtors) and not self.is_plain_sgd:
             raise NotPrivateError(
                 f"The noise of an embedding table was to be drawn later, and "
@@ -280,24 +287,34 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                 "a sum. The released weights would hide less than was accounted. "
                 "Compile again after changing the optimizer."
             )
-        now = [i for i, debtor in enumerate(debtors) if debtor is None]
+        now = [i for i, d in enumerate(debtors) if d is None and is_reached[i]]
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
-        drawn, stddev = draw_noise(self.noise_source, shapes, dtype, begin_release)
+        drawn, stddev = draw_noise(
+            self.noise_source, shapes, dtype, begin_release, clipped_sum.digest
+        )
         noise = dict(zip(now, drawn, strict=True))
-        extras = clipped_sum.data_free_gradients
         divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
 
         def update() -> None:
             divisors = {g.dtype: tf.cast(divisor, g.dtype) for g in gradients}
-            noised = [
-                _average(g, noise.get(i), divisors[g.dtype], extras[i])
+            noised = {
+                i: _average(g, noise.get(i), divisors[g.dtype], extras[i])
                 for i, g in enumerate(gradients)
-            ]
+                if is_reached[i]
+            }
+            # As in Keras, a weight without a gradient stays as it is.
+            noised |= {
+                i: tf.identity(tf.cast(extra, gradients[i].dtype))
+                for i, extra in enumerate(extras)
+                if extra is not None and not is_reached[i]
+            }
             # Never before the charge, also where nothing else of it is needed.
             with tf.control_dependencies([stddev]):
-                self.inner_optimizer.apply(noised, variables)
+                self.inner_optimizer.apply(
+                    list(noised.values()), [variables[i] for i in noised]
+                )
 
         if any(debtors):
             # The update is weights - rate * average: this is the noise's share of it.
@@ -497,6 +514,8 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
         if planned_steps == 0:
             return 0
+        name = type(self).__name__
+        ledger.remark("several_deltas", f"{name} at delta {target.delta:g}")
         self._noise_multiplier = target.noise_multiplier(
             ledger,
             lambda noise: sampling.event(GaussianEvent(noise)),

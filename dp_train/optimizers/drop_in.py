@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from dp_train import effects, host, looking
+from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.coupled import check_loss_is_of_one_example
@@ -24,7 +25,7 @@ from dp_train.gradients.objective import (
     data_free_gradients,
 )
 from dp_train.gradients.separation import ancestors
-from dp_train.gradients.structures import map_rows, tensors
+from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
@@ -104,6 +105,7 @@ def clipped_sum_in_fit(
             "give the optimizer expected_batch_size, or a PoissonLoader "
             "(loader.dataset_for(optimizer))",
         )
+    check_dense(rows)
     _check_is_alone(model, variables, account)
     sizes.check(rows)
     looking.warn_of_adapted_layers(model, account.ledger)
@@ -123,7 +125,7 @@ def clipped_sum_in_fit(
         for key in host.redirect_reads(state, _graph(), functools.partial(_key, state))
     ]
     try:
-        gradients = clipped_sum_of_call(
+        gradients, is_reached = clipped_sum_of_call(
             objective, rows, y_pred, reads, keys, l2_norm_clip
         )
     except UnsupportedSiteError as error:
@@ -137,6 +139,8 @@ def clipped_sum_in_fit(
         account=account,
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
+        digest=digest_of(rows),
+        is_reached=is_reached,
     )
     end = len(_graph().get_operations())
     return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)

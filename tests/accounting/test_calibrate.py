@@ -291,3 +291,19 @@ def test_few_steps_are_counted_to_the_last_one(spent_before) -> None:
         upper = accountant.compose(event, count).epsilon(1e-5).upper
         found = calibrate.steps(upper * (1 + 1e-9), 1e-5, event, spent=spent)
         assert found == max(0, count - spent_before)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "q", "steps"),
+    [(1.0, 1e-6, 0.01, 1000), (3.0, 1e-5, 0.2, 100), (0.1, 1e-8, 0.001, 10_000)],
+)
+def test_noise_by_renyi_divergences_is_within_1e_4_too(target, delta, q, steps) -> None:
+    found = calibrate.noise_multiplier(
+        target, delta, q, steps, accountant=RdpAccountant
+    )
+
+    def upper(noise: float) -> float:
+        composed = RdpAccountant().compose(sampled(q, noise), steps)
+        return composed.epsilon(delta).upper
+
+    assert upper(found) <= target < upper(found * (1 - 1e-4))

@@ -19,6 +19,7 @@ from accounting.events import (
     user_level,
 )
 from accounting.ledger import Ledger
+from accounting.plan import PROGRAM
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
@@ -163,7 +164,10 @@ def test_help_teaches_by_example(capsys) -> None:
     [
         ({"N": None}, ["--N is missing", "Type --N=60000"]),
         ({"N": "0"}, ["--N is 0, below 1", "Type --N=60000"]),
-        ({"N": "6e4"}, ["'6e4', not a whole number", "--N=60000"]),
+        ({"N": "6e-4"}, ["'6e-4', not a whole number", "--N=60000"]),
+        ({"N": "1/3"}, ["'1/3', not a whole number", "--N=60000"]),
+        ({"delta": "1/0"}, ["'1/0', not a number", "--delta=1e-6"]),
+        ({"N": "1e300"}, ["'1e300', not a whole number", "--N=60000"]),
         ({"N": "60,000"}, ["'60,000', not a whole number", "Type it in digits"]),
         ({"N": "9" * 19}, ["not a whole number", "Type it in digits"]),
         ({"N": "100"}, ["larger than --N", "Type a --batch_size of at most 100"]),
@@ -223,7 +227,7 @@ def test_help_teaches_by_example(capsys) -> None:
         ({"epochs": "-2"}, ["--epochs is -2", "Type a number such as 60"]),
         ({"epochs": "1e999"}, ["--epochs is 1e999", "Type a number such as 60"]),
         ({"epochs": "1e9999999"}, ["not a number", "--epochs=60"]),
-        ({"epochs": "1/3"}, ["'1/3', not a number", "--epochs=60"]),
+        ({"epochs": "1/3/5"}, ["'1/3/5', not a number", "--epochs=60"]),
         ({"epochs": None, "steps": "0"}, ["--steps is 0", "--steps=14063"]),
         ({"epochs": None, "steps": "ten"}, ["'ten'", "--steps=14063"]),
         ({"delta": None}, ["--delta is missing", "Type --delta=1e-6"]),
@@ -402,8 +406,8 @@ def test_ledger_gives_the_epsilon_of_its_releases(
     ],
 )
 def test_ledger_with_a_plan_is_refused(capsys, ledger_file, extra, parts) -> None:
-    options = [f"--ledger={ledger_file}", "--delta=1e-5", *extra]
-    assert_refused(capsys, options, *parts)
+    delta = [] if extra[0].startswith("--delta") else ["--delta=1e-5"]
+    assert_refused(capsys, [f"--ledger={ledger_file}", *delta, *extra], *parts)
 
 
 def test_ledger_that_cannot_be_read_is_refused(capsys, tmp_path, ledger_file) -> None:
@@ -593,3 +597,74 @@ def test_failure_of_an_accountant_is_one_line_without_a_figure(
     monkeypatch.setattr(PldAccountant, "epsilon", fails)
     parts = ("FloatingPointError", "could be wrong", "Type --accountant=rdp")
     assert_refused(capsys, arguments(), *parts)
+
+
+SPELLED = ["--N=60000", "--batch_size=256", "--noise_multiplier=1.1", "--delta=1/50000"]
+
+
+def test_numbers_and_options_have_several_spellings(capsys) -> None:
+    def answer(*options: str) -> dict:
+        assert main([*options, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    plain = answer(*SPELLED, "--steps=500", "--relation=zero_out")
+    assert plain["delta"] == 2e-5
+    spelled = ["--N", "6e4", "--batch-size=2.56e2", "--noise-multiplier", "11/10"]
+    spelled += ["--delta=2e-5", "--steps=5e2", "--relation=zero-out"]
+    assert answer(*spelled) == plain
+    third = answer(*SPELLED, "--epochs=1/3")
+    assert third["steps"] == math.ceil(60000 / 3 / 256)
+
+
+@pytest.mark.parametrize("option", ["--delta=1e-6", "--delta=1/50000", "--N=5"])
+def test_option_given_twice_is_refused(capsys, option) -> None:
+    name = option.partition("=")[0]
+    assert_refused(capsys, [*SPELLED, "--steps=5", option], f"{name} is given twice")
+
+
+def test_flag_and_spelling_given_twice_are_refused(capsys) -> None:
+    assert_refused(capsys, [*SPELLED, "--json", "--json"], "--json is given twice")
+    options = [*SPELLED, "--batch-size", "256"]
+    assert_refused(capsys, options, "--batch_size is given twice")
+
+
+def test_version_is_that_of_the_package(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == [PROGRAM, accounting.__version__]
+
+
+def test_reader_that_has_enough_sees_no_traceback() -> None:
+    code = f"from accounting.compute_dp_sgd_privacy import main; main({SPELLED!r} + "
+    for tail in ("['--steps=500', '--curve'])", "['--help'])"):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", code + tail],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        writer.stdout.close()
+        assert writer.stderr.read() == b""
+        assert writer.wait() == 0
+        writer.stderr.close()
+
+
+def test_ledger_of_examples_is_read_for_users(capsys, ledger_file) -> None:
+    options = [f"--ledger={ledger_file}", "--delta=1e-5", "--json"]
+    assert main([*options, "--max-examples-per-user=3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = DefaultAccountant().compose(user_level(0.01, 1.0, 3), 1000)
+    assert result["epsilon"] == expected.epsilon(1e-5).to_dict()
+    assert result["unit"] == "one user with at most 3 examples"
+    assert "one_person" not in [caveat["id"] for caveat in result["caveats"]]
+    # Without any sampling three examples move the sum by three clip norms.
+    whole = DefaultAccountant().compose(GaussianEvent(1 / 3), 1000).epsilon(1e-5)
+    assert result["comparisons"]["no_amplification"] == whole.upper
+
+
+def test_ledger_of_dependent_draws_is_refused_for_users(capsys, tmp_path) -> None:
+    ledger = Ledger()
+    event = FixedSizeSampledEvent(100, 10, GaussianEvent(1.0))
+    ledger.charge(event, l2_norm_clip=1.0, noise_source="secure/x")
+    path = tmp_path / "ledger.json"
+    path.write_text(ledger.to_json(), encoding="utf-8")
+    options = [f"--ledger={path}", "--delta=1e-5", "--max_examples_per_user=3"]
+    assert_refused(capsys, options, "drawn dependently", "without max_examples")

@@ -8,9 +8,12 @@ import pytest
 
 from accounting import discrete, grid
 from accounting.dominating import truncation
+from accounting.events import ApproximateEvent, GaussianEvent
 from accounting.laplace import LaplaceLoss
 from accounting.losses import SampledGaussianLoss
 from accounting.mixtures import GaussianMixtureLoss, WeightedLoss
+from accounting.pld import PldAccountant
+from accounting.rdp import RdpAccountant
 from accounting.sampled import SampledLoss
 from tests.accounting import truth
 from tests.accounting.test_grid import delta_of
@@ -236,3 +239,19 @@ def test_weighted_pair_is_the_mean_of_both() -> None:
             expected += 0.2 * truth.one_release("remove", 0.05, 0.5, epsilon)
             assert delta_of(lower, epsilon) <= expected <= delta_of(upper, epsilon)
             assert delta_of(upper, epsilon) <= expected * 1.01 + 1e-4
+
+
+@pytest.mark.parametrize("make", [PldAccountant, RdpAccountant])
+@pytest.mark.parametrize("failure", [0.5, 0.01])
+def test_release_that_may_fail_adds_what_is_left_of_delta(make, failure) -> None:
+    """D + (1 - D) delta: what failed already cannot fail again."""
+    whole = make().compose(GaussianEvent(1.0))
+    accountant = make().compose(GaussianEvent(1.0))
+    accountant.compose(ApproximateEvent(0.0, failure), 2)
+    told = 1 - (1 - failure) ** 2
+    for epsilon in (0.0, 0.5, 3.0):
+        alone, bounds = whole.delta(epsilon), accountant.delta(epsilon)
+        expected = told + (1 - told) * alone.upper
+        assert bounds.upper == pytest.approx(expected, rel=1e-12)
+        assert bounds.lower <= bounds.estimate <= bounds.upper
+        assert bounds.upper >= expected * (1 - 1e-15)

@@ -11,7 +11,13 @@ from dp_accounting.pld import PLDAccountant as TheirPldAccountant
 
 from accounting import closed_form, spectral
 from accounting.bracket import RELATIVE_WIDTH, DeltaAt, EpsilonAt, bracket
-from accounting.events import GaussianEvent
+from accounting.events import (
+    DiscreteGaussianEvent,
+    GaussianEvent,
+    LaplaceEvent,
+    PoissonSampledEvent,
+    PureEvent,
+)
 from accounting.losses import SampledGaussianLoss, losses_of
 from accounting.mechanisms import SampledGaussian
 from accounting.pld import PldAccountant
@@ -115,7 +121,7 @@ def test_single_release_is_its_closed_form(direction, q, noise, epsilon) -> None
     with mpmath.workdps(40):
         expected = truth.one_release(direction, q, noise, epsilon)
     release = closed_form.SingleRelease(q, noise)
-    value, error = getattr(release, f"_{direction}")(epsilon)
+    value, error = getattr(release, direction)(epsilon)
     if expected == 0:
         assert value == -math.inf
     else:
@@ -354,3 +360,15 @@ def test_delta_of_unlike_terms_that_no_grid_reaches_is_bounded_by_one():
 def test_running_epsilon_without_noise_is_infinite(event) -> None:
     accountant = PldAccountant().compose(GaussianEvent(1.0), 3).compose(event, 2)
     assert accountant.running_epsilon(1e-5) == math.inf
+
+
+def test_running_epsilon_of_unlike_releases_is_that_of_the_bracket() -> None:
+    """One kind stands still while the other grows; laws of points have no tables."""
+    integers = PoissonSampledEvent(0.05, DiscreteGaussianEvent(2.0))
+    for others in ((LaplaceEvent(1.0), 1), (sampled(0.2, 0.6), 3), (integers, 7)):
+        for event in (PureEvent(0.02), sampled(1e-4, 0.7)):
+            for count in (1, 3, 40):
+                accountant = PldAccountant().compose(*others).compose(event, count)
+                bounds = accountant.epsilon(1e-6)
+                value = accountant.running_epsilon(1e-6)
+                assert bounds.lower * (1 - 2e-3) <= value <= bounds.upper * (1 + 2e-3)

@@ -24,6 +24,7 @@ POISSON = PoissonSampledEvent(0.004, GaussianEvent(1.1))
 UNVERIFIED = UnverifiedSamplingEvent(GaussianEvent(20.0))
 ALWAYS = [
     "central",
+    "one_person",
     "printed_metrics",
     "data_statistics",
     "tuning",

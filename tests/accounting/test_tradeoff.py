@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from accounting import plots, tradeoff
-from accounting.events import GaussianEvent
+from accounting import delta_curves, plots, tradeoff
+from accounting.accountant import Bounds, ComposingAccountant
+from accounting.events import (
+    ApproximateEvent,
+    DiscreteGaussianEvent,
+    FixedSizeSampledEvent,
+    GaussianEvent,
+    LaplaceEvent,
+    PoissonSampledEvent,
+)
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
@@ -61,7 +69,7 @@ def test_two_curves_promise_more_than_the_symmetric_one() -> None:
     """The larger delta at every epsilon, used for both signs, is not attained."""
     accountant = PldAccountant().compose(sampled(0.05, 0.5), 3)
     rates = (0.2, 0.5)
-    symmetric = tradeoff._curve_of_largest(accountant, 8.0)
+    symmetric = delta_curves.curve_of_largest(accountant, 8.0)
     ours = [b for _, b in tradeoff.true_positive_rate(accountant, rates)]
     loose = [tradeoff._largest_tpr([(symmetric, symmetric)], rate) for rate in rates]
     assert all(a.upper <= b.upper for a, b in zip(ours, loose, strict=True))
@@ -92,7 +100,7 @@ def test_composed_gaussian_law_covers_every_bound_on_delta() -> None:
         assert bounds.lower <= theirs + 1e-5
         assert theirs <= bounds.upper + gaussian.regret
     # It is not loose: a hundredth less does not cover.
-    curve = tradeoff._curve_of_largest(accountant, accountant.epsilon(1e-5).upper)
+    curve = delta_curves.curve_of_largest(accountant, accountant.epsilon(1e-5).upper)
     assert tradeoff._excess(curve, 0.99 * mu) > 1e-5
 
 
@@ -165,7 +173,7 @@ def test_lower_curve_is_below_any_convex_curve_within_its_bounds() -> None:
             return first - at * norm.cdf(-e / mu - mu / 2)
 
         y = delta(x)
-        curve = tradeoff.Curve(x, y * 0.995, y * 1.005)
+        curve = delta_curves.Curve(x, y * 0.995, y * 1.005)
         points_x, points_y = curve.vertices()
         assert np.all(points_y <= delta(points_x) + 1e-15)
         fine = np.linspace(1.0, x[-1], 4001)
@@ -214,3 +222,158 @@ def test_gaussian_covers_epsilons_whose_exponential_is_no_number(count) -> None:
     mu = 2 * math.sqrt(count)
     assert mu <= found.mu <= 1.03 * mu
     assert 0 <= found.regret <= 1
+
+
+def best_test(p, q, rate: float) -> float:
+    """TPR of the best test between two laws on the same points (Neyman and Pearson)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        order = np.argsort(-np.log(p / q), kind="stable")
+    fpr = np.concatenate([[0.0], np.cumsum(q[order])])
+    tpr = np.concatenate([[0.0], np.cumsum(p[order])])
+    return float(np.interp(rate, fpr, tpr))
+
+
+def sampled_integers(q: float, deviation: float, count: int):
+    """Laws of count Poisson-sampled discrete Gaussian releases with and without."""
+    x = np.arange(-12, 14)
+    other = np.exp(-((x / deviation) ** 2) / 2)
+    other /= other.sum()
+    moved = np.roll(other, 1)
+    mixed = (1 - q) * other + q * moved
+    p, without = np.ones(1), np.ones(1)
+    for _ in range(count):
+        p, without = np.outer(p, mixed).ravel(), np.outer(without, other).ravel()
+    return p, without
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.05, 0.5, 0.97])
+@pytest.mark.parametrize(("q", "deviation", "count"), [(0.3, 0.6, 1), (0.1, 1.0, 3)])
+def test_lower_bounds_of_integer_noise_never_exceed_the_best_test(
+    q, deviation, count, rate
+) -> None:
+    """Both orders by Neyman and Pearson, on all outcomes one by one."""
+    p, without = sampled_integers(q, deviation, count)
+    truth = max(best_test(p, without, rate), best_test(without, p, rate))
+    event = PoissonSampledEvent(q, DiscreteGaussianEvent(deviation))
+    accountant = PldAccountant().compose(event, count)
+    [(_, bounds)] = tradeoff.true_positive_rate(accountant, [rate])
+    assert bounds.lower <= truth * (1 + 1e-9)
+    assert truth <= bounds.upper * (1 + 1e-9)
+    assert bounds.converged
+    guess = tradeoff.bayes_success(accountant, 1 - rate)
+    right = np.maximum((1 - rate) * p, rate * without).sum()
+    missing = np.maximum((1 - rate) * without, rate * p).sum()
+    assert guess.lower <= max(right, missing) * (1 + 1e-9)
+    assert right <= guess.upper * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.08, 0.3, 2.0])
+@pytest.mark.parametrize("q", [0.01, 0.1, 0.6])
+def test_lower_bounds_hold_for_one_release_where_no_grid_has_the_digits(
+    q, noise
+) -> None:
+    accountant = PldAccountant().compose(sampled(q, noise))
+    for rate, bounds in tradeoff.true_positive_rate(accountant, [0.01, 0.5, 0.9]):
+        truth = max(single_release_tpr(q, noise, rate))
+        assert bounds.lower <= truth * (1 + 1e-4)
+        assert truth * (1 - 1e-4) <= bounds.upper <= 1.01 * truth
+
+
+def test_figures_of_a_release_with_little_noise() -> None:
+    """With noise 0.05 a sampled example is seen: 0.1 + 0.9 x 0.01, and 0.5 / 0.9."""
+    accountant = PldAccountant().compose(sampled(0.1, 0.05))
+    found = tradeoff.true_positive_rate(accountant, [0.01, 0.5])
+    assert [b.lower for _, b in found] == pytest.approx([0.109, 5 / 9], rel=1e-9)
+    guess = tradeoff.bayes_success(accountant, 0.9)
+    assert guess.lower <= 0.9 <= guess.upper <= 0.9 * (1 + 1e-3)
+
+
+def test_lower_bound_of_a_fixed_size_is_what_one_choice_of_data_attains() -> None:
+    """Replacing +C by -C among others at -C, which is (1-q) N(0) + q N(2) or N(0)."""
+    q, noise, rate = 0.3, 1.0, 0.5
+    event = FixedSizeSampledEvent(100, 30, GaussianEvent(noise))
+    accountant = PldAccountant(NeighboringRelation.REPLACE_ONE).compose(event)
+    x = np.linspace(-9, 11, 801)
+    without = norm.pdf(x) / norm.pdf(x).sum()
+    p = (1 - q) * without + q * norm.pdf(x - 2) / norm.pdf(x - 2).sum()
+    truth = max(best_test(p, without, rate), best_test(without, p, rate))
+    [(_, bounds)] = tradeoff.true_positive_rate(accountant, [rate])
+    assert rate < bounds.lower <= truth * (1 + 1e-3)
+    assert truth <= bounds.upper
+    guess = tradeoff.bayes_success(accountant, 0.8)
+    assert guess.lower <= np.maximum(0.8 * p, 0.2 * without).sum() * (1 + 1e-3)
+
+
+def test_accountant_without_directions_claims_no_test_of_either() -> None:
+    class Largest(ComposingAccountant):
+        """Knows the larger delta of both orders exactly, and no more."""
+
+        name = "largest"
+
+        def _epsilon(self, composition, delta):
+            raise NotImplementedError
+
+        def epsilon(self, delta):
+            return Bounds(0.0, 20.0, 20.0, True)
+
+        def delta(self, epsilon):
+            return PldAccountant().compose(sampled(0.1, 0.05)).delta(epsilon)
+
+        def _delta(self, composition, epsilon):
+            raise NotImplementedError
+
+    [(_, bounds)] = tradeoff.true_positive_rate(Largest(), [0.01])
+    assert bounds.lower <= 0.109 <= bounds.upper
+    assert tradeoff.bayes_success(Largest(), 0.9).lower <= 0.9
+
+
+@pytest.mark.parametrize("make", [PldAccountant, RdpAccountant])
+def test_without_noise_every_test_succeeds(make) -> None:
+    for event in (GaussianEvent(0.0), LaplaceEvent(0.0), ApproximateEvent(1.0, 1.0)):
+        accountant = make().compose(event)
+        for rate, bounds in tradeoff.true_positive_rate(accountant, [1e-6, 0.1, 0.99]):
+            assert bounds.lower == bounds.estimate == bounds.upper == 1, rate
+        assert accountant.delta(5.0).lower == 1
+
+
+def test_sampled_release_without_noise_tells_only_whom_it_took() -> None:
+    """(1-q) at 0 and q elsewhere against 0: q + (1-q) a, or a / (1-q) the other way."""
+    q, count = 0.1, 2
+    told = 1 - (1 - q) ** count
+    accountant = PldAccountant().compose(sampled(q, 0.0), count)
+    for rate, bounds in tradeoff.true_positive_rate(accountant, [0.01, 0.3, 0.7]):
+        truth = max(told + (1 - told) * rate, min(rate / (1 - told), 1.0))
+        assert 0.88 * truth <= bounds.lower <= truth * (1 + 1e-9)
+        assert bounds.upper >= truth
+    assert accountant.epsilon(0.1).upper == math.inf
+
+
+def test_release_that_may_fail_leaves_that_chance_at_every_rate() -> None:
+    accountant = PldAccountant().compose(ApproximateEvent(0.0, 0.2))
+    for rate, bounds in tradeoff.true_positive_rate(accountant, [0.01, 0.5]):
+        truth = 0.2 + rate
+        assert bounds.lower <= truth * (1 + 1e-9)
+        assert truth <= bounds.upper <= 1.01 * truth
+
+
+@pytest.mark.parametrize(("noise", "count"), [(1.0, 1), (2.0, 9), (0.3, 1), (10.0, 40)])
+def test_plain_gaussians_have_the_mu_they_have(noise, count) -> None:
+    accountant = PldAccountant().compose(GaussianEvent(noise), count)
+    mu = math.sqrt(count) / noise
+    found = tradeoff.gaussian(accountant, 1e-9)
+    assert mu * (1 - 1e-3) <= found.mu <= mu * (1 + 1e-9)
+
+
+def test_regret_covers_the_middle_where_the_two_orders_cross() -> None:
+    """The symmetric curve is attained by no test; the regret is against those that are.
+
+    Both orders of one sampled release, on rates one by one.
+    """
+    q, noise = 0.3, 0.5
+    found = tradeoff.gaussian(PldAccountant().compose(sampled(q, noise)), 1e-6)
+    rates = np.linspace(1e-3, 1 - 1e-3, 40)
+    true = np.array([max(single_release_tpr(q, noise, rate)) for rate in rates])
+    overstated = norm.cdf(norm.ppf(rates) + found.mu) - true
+    assert overstated.min() >= -1e-6 - 1e-4
+    assert overstated.max() <= found.regret
+    assert found.regret <= 1.5 * overstated.max()

@@ -266,3 +266,58 @@ def test_reading_without_time_left_errs_upward():
         ledger.charge(event, l2_norm_clip=1.0, noise_source="secure")
         epsilon = reading.cheap(ledger)
     assert epsilon > epsilon_after(300, 0.01)
+
+
+def test_epsilon_after_an_epoch_is_the_certified_bound_of_the_report(tmp_path):
+    """Of releases of several kinds too: ready-made batches, then sampled ones."""
+    logger, model = dp_train.EpsilonLogger(1e-5, log_dir=tmp_path), compiled()
+    history = model.fit(*data(), batch_size=6, verbose=0, callbacks=[logger])
+    assert history.history["epsilon"] == [model.privacy_report(1e-5).epsilon.upper]
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(6, True).take(3)
+    history = model.fit(batches, verbose=0, callbacks=[logger])
+    report = model.privacy_report(1e-5)
+    assert history.history["epsilon"] == [report.epsilon.upper] == [logger.epsilon()]
+
+
+@pytest.mark.parametrize("target", [0.7, 3.0])
+def test_epsilon_at_the_end_of_a_fit_is_never_above_its_target(target):
+    logger = dp_train.EpsilonLogger(1e-5)
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, target_epsilon=target, target_delta=1e-5
+    )
+    model = compiled(optimizer=optimizer)
+    history = model.fit(*data(), batch_size=6, epochs=2, verbose=0, callbacks=[logger])
+    assert 0.99 * target < history.history["epsilon"][-1] <= target
+
+    stop = dp_train.BudgetStop(target, 1e-5)
+    model = compiled(
+        optimizer=dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=2)
+    )
+    history = model.fit(
+        *data(), batch_size=6, epochs=4, verbose=0, callbacks=[logger, stop]
+    )
+    assert all(value <= target for value in history.history["epsilon"])
+
+
+def test_report_names_deltas_that_are_not_its_own():
+    model = compiled()
+    model.fit(
+        *data(),
+        batch_size=6,
+        verbose=0,
+        callbacks=[dp_train.EpsilonLogger(1e-5), dp_train.BudgetStop(50.0, 1e-4)],
+    )
+    caveats = {c.id: c.text for c in model.privacy_report(1e-5).caveats}
+    assert "Here: BudgetStop at delta 0.0001." in caveats["several_deltas"]
+    assert "EpsilonLogger" not in caveats["several_deltas"]
+
+
+def test_reading_notices_a_new_kind_of_release_at_once():
+    clock, ledger = Clock(), Ledger()
+    reading = _Reading(1e-5, clock)
+    quiet = PoissonSampledEvent(0.01, GaussianEvent(1.0))
+    ledger.charge(quiet, l2_norm_clip=1.0, noise_source="secure", count=10_000)
+    reading.cheap(ledger)
+    ledger.charge(GaussianEvent(1.0), l2_norm_clip=1.0, noise_source="secure")
+    expected = DefaultAccountant().compose_ledger(ledger).epsilon(1e-5).upper
+    assert reading.cheap(ledger) == pytest.approx(expected, rel=1e-3)

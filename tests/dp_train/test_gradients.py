@@ -97,17 +97,51 @@ def test_weight_that_keras_would_train_and_we_would_not_is_refused_by_name(engin
     assert private.privacy_ledger.total == 0
 
 
-@pytest.mark.parametrize("engine", ["auto", *ENGINES])
-def test_weight_that_no_loss_reaches_gets_noise_only(engine):
+def with_a_stop(**options):
     inputs = keras.Input((4,))
-    hidden = keras.layers.Dense(3)(inputs)
-    stopped = keras.ops.stop_gradient(keras.layers.Dense(3, name="stopped")(inputs))
-    model = keras.Model(inputs, hidden + stopped)
-    private = training.private(model, engine=engine, loss="mse")
-    x, y = np.ones((4, 4), "float32"), np.ones((4, 3), "float32")
-    sums = dp_train.clipped_gradients(private, x, y, l2_norm_clip=1.0).gradients
-    reached = [bool(np.any(g)) for g in sums]
-    assert reached == ["stopped" not in v.path for v in model.trainable_variables]
+    hidden = keras.layers.Dense(3, name="used")(inputs)
+    unused = keras.layers.Dense(3, name="unused", **options)(inputs)
+    return keras.Model(inputs, hidden + keras.ops.stop_gradient(unused))
+
+
+@pytest.mark.parametrize("engine", ["plain fit", "custom loop", *ENGINES])
+@pytest.mark.parametrize("rate", [0.5, 0.0], ids=["with decay", "without decay"])
+def test_weight_that_no_loss_reaches_moves_by_its_regularizer_only(engine, rate):
+    # Momentum and weight decay would carry noise on, or shrink what nobody trains.
+    inner = keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = dp_train.DPOptimizer(
+        inner, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=2
+    )
+    penalty = keras.regularizers.L2(rate) if rate else None
+    model = with_a_stop(kernel_regularizer=penalty)
+    x, y = np.ones((2, 4), "float32"), np.ones((2, 3), "float32")
+    if engine in ENGINES:
+        model = dp_train.make_private(model, gradients=engine)
+    elif engine == "custom loop":
+        model = dp_train.make_private(model)
+    model.compile(optimizer, loss="mse")
+    before = {v.path: v.numpy() for v in model.trainable_variables}
+    if engine == "custom loop":
+        clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+    else:
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
+        model.fit(batches, shuffle=False, verbose=0)
+    after = {v.path: v.numpy() for v in model.trainable_variables}
+    assert np.all(after["used/kernel"] != before["used/kernel"])
+    np.testing.assert_array_equal(after["unused/bias"], before["unused/bias"])
+    kernel = before["unused/kernel"]
+    kept = kernel * (1 - 0.1 * 2 * rate) * (1 - 0.1 * 0.1 * (rate > 0))
+    np.testing.assert_allclose(after["unused/kernel"], kept, rtol=1e-2 if rate else 0)
+
+
+def test_loss_that_reaches_no_weight_is_refused():
+    inputs = keras.Input((4,))
+    stopped = keras.ops.stop_gradient(keras.layers.Dense(3)(inputs))
+    model = training.private(keras.Model(inputs, stopped), loss="mse")
+    with pytest.raises(dp_train.NotPrivateError, match="reaches none of the 2 train"):
+        model.train_on_batch(np.ones((4, 4)), np.ones((4, 3)))
+    assert model.privacy_ledger.total == 0
 
 
 def test_unknown_engine_is_refused_with_the_known_ones():

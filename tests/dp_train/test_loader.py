@@ -78,3 +78,38 @@ def test_kinds_of_data_are_told_apart():
     assert length(dataset) == 3
     assert length(dataset.repeat()) is None
     assert length(iter([])) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.ones((6, 4), "int32"), r"shape \(6, 4\)"),
+        (np.array([[0, 2, 1]] * 6), "one class an example"),
+        (np.eye(3, dtype="float32")[np.ones((6, 4), int)], r"shape \(6, 4, 3\)"),
+        ((np.zeros(6), np.ones(6)), "2 outputs"),
+        ({"a": np.zeros(6), "b": np.ones(6)}, "2 outputs"),
+    ],
+    ids=["tokens", "tokens of three", "one-hot tokens", "pair", "dict"],
+)
+def test_class_weight_needs_one_class_an_example(labels, said):
+    with pytest.raises(ValueError, match=f"{said}.*Pass sample_weight"):
+        dp_train.PoissonLoader(
+            np.ones((6, 2)), labels, batch_size=3, class_weight={0: 1.0, 1: 2.0}
+        )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, 1],
+        np.array([[0], [1], [1]]),
+        np.eye(2)[[0, 1, 1]],
+        np.eye(2, dtype=int)[[0, 1, 1]],
+    ],
+    ids=["list", "column", "one-hot", "one-hot integers"],
+)
+def test_class_weight_weights_one_class_an_example(labels):
+    loader = dp_train.PoissonLoader(
+        np.ones((3, 2)), labels, batch_size=3, class_weight={0: 1.0, 1: 5.0}
+    )
+    np.testing.assert_array_equal(loader.arrays[2], [1.0, 5.0, 5.0])

@@ -199,7 +199,8 @@ class Charges:
         self.names = []
         self.error = error
 
-    def __call__(self, name):
+    def __call__(self, name, digest):
+        assert digest is None
         if self.error is not None:
             raise self.error
         self.names.append(name)
@@ -237,7 +238,7 @@ def test_a_traced_draw_charges_and_draws_at_every_call(source):
 
 
 def test_no_noise_is_exactly_zero():
-    def free(name):
+    def free(name, digest):
         return 0.0
 
     for source in SOURCES:

@@ -261,7 +261,7 @@ def test_noise_of_float64_weights_is_not_on_the_grid_of_float32(noise_source):
 
 
 def test_batch_does_not_print_its_examples():
-    batch = dp_train.Batch(np.full(2, 12345.0), None, None, sampling=None)
+    batch = dp_train.Batch(np.full(2, 12345.0), None, None, sampling=None, number=1)
     assert "12345" not in repr(batch)
 
 

@@ -1,6 +1,7 @@
 """The ledger belongs to the model: it travels, is merged, and is never lowered."""
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from models import (
 )
 
 import dp_train
-from accounting import Ledger
+from accounting import Ledger, compute_dp_sgd_privacy
 
 
 def trained(builder=BUILDERS["functional"], steps=3):
@@ -79,7 +80,27 @@ def test_sidecar_is_the_ledger_in_readable_form(tmp_path):
     model = trained()
     model.save(tmp_path / "model.keras")
     text = (tmp_path / "model.keras.ledger.json").read_text()
-    assert Ledger.from_json(text).releases == model.privacy_ledger.releases
+    found = Ledger.from_json(text)
+    assert found.releases == model.privacy_ledger.releases
+    assert found.about["examples"] == len(data()[0])
+    assert found.about["model"] == model.name
+    assert {"saved_at", "examples", "model"} <= set(found.about)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
+def test_command_reads_the_ledger_in_every_file_of_a_model(tmp_path, capsys, name):
+    model = trained()
+    path = tmp_path / name
+    if name == "model.weights.h5":
+        model.save_weights(path)
+    else:
+        model.save(path)
+        (tmp_path / f"{name}.ledger.json").unlink()
+    capsys.readouterr()
+    options = [f"--ledger={path}", "--delta=1e-5", "--json"]
+    assert compute_dp_sgd_privacy.main(options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["epsilon"] == model.privacy_report(1e-5).epsilon.to_dict()
 
 
 def test_legacy_h5_file_carries_the_ledger(tmp_path):
@@ -191,9 +212,18 @@ def test_a_damaged_ledger_stops_the_loading(tmp_path):
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     with h5py.File(path, "r+") as file:
-        file["dp_train/vars/ledger"][:4] = 0
+        file["_dp_train/vars/ledger"][:4] = 0
     with pytest.raises(ValueError, match="ledger beside the weights cannot be read"):
         model.load_weights(path)
+
+
+def test_a_remark_goes_with_weights_that_nothing_was_released_on(tmp_path):
+    model = compiled(sequential())
+    model.privacy_ledger.remark("chosen_by_looking", "a callback")
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = dp_train.make_private(sequential())
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    assert fresh.privacy_ledger.remarks == model.privacy_ledger.remarks
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
@@ -201,7 +231,7 @@ def test_plain_files_are_as_before_and_hold_nothing_of_ours(tmp_path):
     model = sequential()
     model.save_weights(tmp_path / "plain.weights.h5")
     with h5py.File(tmp_path / "plain.weights.h5") as file:
-        assert "dp_train" not in file
+        assert "_dp_train" not in file
     private = compiled()
     private.load_weights(tmp_path / "plain.weights.h5")
     assert private.privacy_ledger.total == 0
@@ -246,7 +276,7 @@ def test_a_file_of_the_format_before_keeps_its_ledger(tmp_path):
         model.save(tmp_path / "before.keras")
         model.save_weights(tmp_path / "before.weights.h5")
     with h5py.File(tmp_path / "before.weights.h5") as file:
-        assert "dp_train" not in file
+        assert "_dp_train" not in file
     loaded = keras.models.load_model(tmp_path / "before.keras")
     assert dp_train.make_private(loaded).privacy_ledger.total == 3
     fresh = compiled(BUILDERS["functional"]())

@@ -11,7 +11,8 @@ from unittest import mock
 import numpy as np
 
 from accounting import GaussianEvent, Ledger, PoissonSampledEvent
-from dp_train import sampling
+from dp_train import sampling, values
+from dp_train.draws import Draws
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import PrivacyState
 from dp_train.sampling import PoissonSampling, UnverifiedSampling
@@ -142,7 +143,57 @@ def more_noise_recorded() -> Any:
     return mock.patch.object(PoissonSampling, "event", louder)
 
 
+def draw_pays_again() -> Any:
+    """Draws are remembered, and not crossed off."""
+
+    def pay(self: Draws, digest: int | None) -> None:
+        if not self._unused[digest]:
+            refuse(self, None)
+
+    refuse = Draws.pay
+    return mock.patch.object(Draws, "pay", pay)
+
+
+def draws_only_counted() -> Any:
+    """A release needs a draw, and nobody asks on which rows."""
+
+    def pay(self: Draws, digest: int | None) -> None:
+        left = +self._unused
+        refuse(self, next(iter(left), None))
+
+    refuse = Draws.pay
+    return mock.patch.object(Draws, "pay", pay)
+
+
+def batches_not_numbered() -> Any:
+    return mock.patch.object(values, "take_batch", lambda number, rows: None)
+
+
 MUTANTS = {
+    "draw pays again": Mutant(
+        "A draw pays for every step on its rows.",
+        draw_pays_again,
+        "draws: steps",
+        "steps were taken on rows that were not drawn",
+    ),
+    "draws only counted": Mutant(
+        "A release needs an unused draw, whatever its rows.",
+        draws_only_counted,
+        "draws: rows",
+        "steps were taken on rows that were not drawn",
+    ),
+    "copies of a batch pay": Mutant(
+        "A copy of a batch is taken for another batch.",
+        batches_not_numbered,
+        "draws: batches",
+        "copied paid again",
+    ),
+    "rows of a batch not counted": Mutant(
+        "A batch may have more rows than were drawn.",
+        batches_not_numbered,
+        "draws: rows of a batch",
+        "multiplied paid again",
+    ),
     "shuffle accounted as Poisson": Mutant(
         "Fixed-size batches of a shuffled epoch claim Poisson amplification.",
         shuffled,

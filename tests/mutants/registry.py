@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.batteries import (
     cancellation,
+    draws,
     effects,
     gradient,
     noise,
@@ -61,6 +62,16 @@ BATTERIES: dict[str, Callable[[], None]] = {
     ),
     "random layers: rows": lambda: (
         random_layers.assert_a_row_more_moves_no_mask_of_others("bookkeeping")
+    ),
+    "draws: steps": lambda: draws.assert_rows_that_were_not_drawn_make_no_step(
+        "train_function"
+    ),
+    "draws: rows": lambda: draws.assert_rows_that_were_not_drawn_make_no_step(
+        "repeated rows"
+    ),
+    "draws: batches": lambda: draws.assert_copies_of_a_batch_do_not_pay_again("copied"),
+    "draws: rows of a batch": lambda: draws.assert_copies_of_a_batch_do_not_pay_again(
+        "multiplied"
     ),
     "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
         "fit", "py_function"
