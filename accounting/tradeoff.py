@@ -132,7 +132,7 @@ def true_positive_rate(
     >>> accountant = PldAccountant().compose(GaussianEvent(1.0))
     >>> [(rate, bounds)] = true_positive_rate(accountant, [0.01])
     >>> print(bounds)
-    between 0.09181 and 0.09243
+    between 0.09216 and 0.09242
     """
     rates = [float(rate) for rate in false_positive_rates]
     for rate in rates:

@@ -144,12 +144,10 @@ class PoissonLoader(keras.utils.PyDataset):
         x, y, sample_weight = self.arrays
         if sample_weight is None:
             sample_weight = np.ones(self.sampling.population, np.float32)
-        sample_weight = map_rows(tf.convert_to_tensor, sample_weight)
+        x, y, sample_weight = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
         sample_weight = host.weights_in_rank_of(y, sample_weight)
-        rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
-        drawn = Draws(self.sampling, map_rows(np.asarray, rows))
+        drawn = Draws(self.sampling, map_rows(np.asarray, (x, y, sample_weight)))
         optimizer.sample_by(drawn)
-        x, y, sample_weight = rows
 
         def draw(_: tf.Tensor) -> Any:
             indices = tf.numpy_function(drawn.indices, [], tf.int64)

@@ -141,10 +141,14 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
             for mask, clip in itertools.product(_MASKS, _CLIPS):
                 # One pair at a time: the sums are as large as the weights.
                 arguments = tf.constant(mask), tf.constant(clip, tf.float64)
-                sums, expected = both(weights, *arguments)
+                # Traced, also where functions are run eagerly: an engine reads a graph.
+                run = both.get_concrete_function(weights, *arguments)
+                sums, expected = run(weights, *arguments)
 
-                def again(weights: Any = weights, arguments: Any = arguments) -> Any:
-                    return both(_rounded(objective, weights), *arguments)[1]
+                def again(
+                    run: Any = run, weights: Any = weights, arguments: Any = arguments
+                ) -> Any:
+                    return run(_rounded(objective, weights), *arguments)[1]
 
                 found.append(_difference(objective, sums, expected, again))
             off, path = max(found)
