@@ -46,7 +46,7 @@ from dp_train.private_state import (
     recorded,
     running,
 )
-from dp_train.replicas import check_one_replica
+from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
 from dp_train.sizes import FixedSizes
@@ -560,7 +560,7 @@ def clipped_gradients(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."
         )
-    check_one_replica(model.distribute_strategy)
+    check_strategy(model.distribute_strategy)
     sampling: Sampling
     is_drawn = isinstance(x, Batch)
     if is_drawn:

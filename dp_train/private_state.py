@@ -27,7 +27,7 @@ from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
 from dp_train.owner import Owner, record, record_step
-from dp_train.replicas import check_strategy_of_fit
+from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
@@ -204,7 +204,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
-    check_strategy_of_fit(model.distribute_strategy)
+    check_strategy(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(
             "`trainable` of a layer was changed after compile. The clipped gradients "

@@ -35,7 +35,7 @@ from dp_train.optimizers.arguments import (
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
 from dp_train.optimizers.target import Target
 from dp_train.owner import Owner, forget, record_step
-from dp_train.replicas import check_one_replica, check_strategy_of_fit
+from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
 from dp_train.sizes import FixedSizes
@@ -212,7 +212,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                     "trainable_variables=model.trainable_variables."
                 )
             self.build(list(trainable_variables))
-        check_one_replica()
+        check_strategy()
         _check_is_of_this_step(clipped_sum)
         self._check_update()
         self.release(clipped_sum)
@@ -410,7 +410,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
                 "accounting.calibrate.noise_multiplier(target_epsilon, target_delta, "
                 "sampling_probability, steps)."
             )
-        check_strategy_of_fit(tf.distribute.get_strategy())
+        check_strategy()
         self._warn_of_missing_noise()
         if self.account.sampling is None and self.expected_batch_size is not None:
             self.account.sampling = UnverifiedSampling(self.expected_batch_size)
