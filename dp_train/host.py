@@ -882,12 +882,6 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
     )
 
 
-_CONVERTERS_OF_TENSORFLOW = {
-    name: pfor._pfor_converter_registry[name]
-    for name in ("BatchMatMulV2", "Softmax", "LogSoftmax")
-}
-
-
 def vectorized_map(
     function: Callable[[list[tf.Tensor]], Any], elements: list[tf.Tensor]
 ) -> Any:
@@ -912,10 +906,8 @@ def vectorized_map(
         is_traced[:] = [True]
         return result
 
-    registry = pfor._pfor_converter_registry
-    logger = tf.get_logger()
-    registry |= _CONVERTERS
-    logger.addFilter(_is_for_users)
+    _map_soundly()
+    before, _mapping.is_ours = _mapping.is_ours, True
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
@@ -929,12 +921,38 @@ def vectorized_map(
             f"TensorFlow has no map over examples for it: {reason}"
         ) from error
     finally:
-        logger.removeFilter(_is_for_users)
-        registry |= _CONVERTERS_OF_TENSORFLOW
+        _mapping.is_ours = before
+
+
+class _Mapping(threading.local):
+    """Whether this thread is in a map of ours; others keep TensorFlow's converters."""
+
+    is_ours = False
+
+
+_mapping = _Mapping()
+
+
+@functools.cache
+def _map_soundly() -> None:
+    """Registers, for good, converters and a filter that ask who maps."""
+
+    def choosing(ours: Any, original: Any) -> Any:
+        def convert(pfor_input: Any) -> Any:
+            return (ours if _mapping.is_ours else original)(pfor_input)
+
+        return convert
+
+    registry = pfor._pfor_converter_registry
+    for name, ours in _CONVERTERS.items():
+        registry[name] = choosing(ours, registry[name])
+    tf.get_logger().addFilter(_is_for_users)
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
     """False for "... uses a while_loop. Fix that!", and for what is raised anyway."""
+    if not _mapping.is_ours:
+        return True
     message = record.getMessage()
     internal = "uses a while_loop", "while pfor was converting", "\n\ncreated at:\n"
     return not any(part in message for part in internal)

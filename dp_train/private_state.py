@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -34,6 +35,7 @@ from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
 _who_trains = threading.Lock()
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class PrivacyState:
@@ -402,30 +404,35 @@ def running(
     finally:
         # What called from inside another fit leaves that as it was.
         account.sampling, account.least_noise_multiplier = before
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+        if account.sampling is not None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
         _drop_stale_step(model)
 
 
-@contextmanager
-def training(model: Any) -> Iterator[None]:
-    """Inside the block no other thread trains the model.
+def once_at_a_time(method: _Method) -> _Method:
+    """Decorator: while a method of a private model trains it, no other thread may.
 
     Raises:
         NotPrivateError: another thread does. What a step is charged as belongs to the
             fit that runs, so that batches of one would pay as those of the other.
     """
-    state, here = model._privacy, threading.get_ident()
-    with _who_trains:
-        before = state.thread
-        if before not in (None, here):
-            raise NotPrivateError(
-                f"Another thread is training model {model.name!r}. Two fits of one "
-                "model at once would charge the batches of one as those of the other. "
-                "Train it once at a time, or train copies (copy.deepcopy)."
-            )
-        state.thread = here
-    try:
-        yield
-    finally:
-        state.thread = before
+
+    @functools.wraps(method)
+    def alone(model: Any, *args: Any, **kwargs: Any) -> Any:
+        state, here = model._privacy, threading.get_ident()
+        with _who_trains:
+            before = state.thread
+            if before not in (None, here):
+                raise NotPrivateError(
+                    f"Another thread is training model {model.name!r}. Two fits of one "
+                    "model at once would charge the batches of one as those of the "
+                    "other. Train it once at a time, or train copies (copy.deepcopy)."
+                )
+            state.thread = here
+        try:
+            return method(model, *args, **kwargs)
+        finally:
+            state.thread = before
+
+    return cast(_Method, alone)
