@@ -38,7 +38,9 @@ class PoissonLoader(keras.utils.PyDataset):
         augment: augment(x, seed) makes of an example's x, without its batch axis, what
             the model is trained on, of a fixed shape and dtype. `seed` is int32 [2],
             for tf.random.stateless_* and tf.image.stateless_random_*: secret, and
-            another one for each example and copy. It is traced once.
+            another one for each example and copy. It is traced once. Nothing shows
+            whether constants in it are public: let it mix no other examples of the data
+            into x (mixup), which clipping would not bound.
         augmentation_multiplicity: K copies of each example, each augmented by itself,
             over which its gradient is averaged before it is clipped (De et al. 2022,
             arXiv:2204.13650): epsilon is that of one copy, and a step costs about K
