@@ -20,6 +20,7 @@ from tests.batteries import (
     sampler,
     sensitivity,
     steering,
+    threads,
     transform,
     weights,
 )
@@ -73,6 +74,7 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "draws: rows of a batch": lambda: draws.assert_copies_of_a_batch_do_not_pay_again(
         "multiplied"
     ),
+    "threads": threads.assert_one_model_trains_once_at_a_time,
     "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
         "fit", "py_function"
     ),
