@@ -16,9 +16,10 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.random import seed_generator
@@ -36,6 +37,25 @@ from tensorflow.python.ops import (
     script_ops,
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_tracing = threading.RLock()
+
+
+def while_tracing(function: _Function) -> _Function:
+    """Decorator: no two threads are in functions with it at once.
+
+    While a step is traced, calls of layers and switches of TensorFlow that all threads
+    share are others (`replaced_calls`, `run_functions_eagerly`).
+    """
+
+    @functools.wraps(function)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with _tracing:
+            return function(*args, **kwargs)
+
+    return cast(_Function, locked)
+
 
 untracked = tracking.no_automatic_dependency_tracking
 """Decorator: lists assigned inside the method stay plain lists."""
@@ -95,11 +115,12 @@ def weights_in_rank_of(y: Any, weights: Any) -> Any:
     Keras multiplies them into losses of any rank, and would take the one axis of plain
     weights for the last axis of losses [n, t]. Other weights stay as they are.
     """
-    if not tf.is_tensor(weights) or weights.shape.rank != 1 or y is None:
+    if len(getattr(weights, "shape", ())) != 1 or y is None:
         return weights
+    reshape = tf.reshape if tf.is_tensor(weights) else np.reshape
 
-    def one(t: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(weights, [-1] + [1] * (t.shape.rank - 1))
+    def one(t: Any) -> Any:
+        return reshape(weights, [-1] + [1] * (len(t.shape) - 1))
 
     return keras.tree.map_structure(one, y)
 
@@ -321,8 +342,10 @@ def _effects_of_node(
     is_stateful = definition is None or definition.is_stateful
     calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
     is_of_host = "PyFunc" in node.op
+    # They write into the memory of their input, a variable's too (TensorFlow 2.21).
+    is_in_place = node.op.startswith("Inplace")
     found = tuple(handle for handle in handles if handle is not None)
-    if is_stateful or calls or is_of_host or found:
+    if is_stateful or calls or is_of_host or is_in_place or found:
         token = node.attr["token"].s.decode() if is_of_host else ""
         function = script_ops._py_funcs._funcs.get(token)
         yield Effect(op, node.op, node.name, found, function, is_needed)
@@ -859,9 +882,6 @@ def is_trainable_state_changed(model: keras.Model) -> bool:
     )
 
 
-_UNSOUND_BATCH_MATMUL = pfor._pfor_converter_registry["BatchMatMulV2"]
-
-
 def vectorized_map(
     function: Callable[[list[tf.Tensor]], Any], elements: list[tf.Tensor]
 ) -> Any:
@@ -870,7 +890,8 @@ def vectorized_map(
     The oneDNN kernel of TensorFlow 2.21 reads beyond the buffer of an operand that is
     broadcast along the first of several batch axes where the other is 1 (tensorflow
     issues 117700 and 123109): wrong gradients, or a crash. The map of a batch of one
-    makes just that shape, so here both operands get equal batch axes.
+    makes just that shape, so here both operands get equal batch axes. The kernels of
+    softmax stop at five axes, and the map adds one: here they see two.
 
     Inside an XLA program the map would be a function of its own. Its sizes are values
     there, and XLA compiles anew for each value of what they were computed beside.
@@ -885,10 +906,8 @@ def vectorized_map(
         is_traced[:] = [True]
         return result
 
-    registry = pfor._pfor_converter_registry
-    logger = tf.get_logger()
-    registry["BatchMatMulV2"] = _convert_batch_matmul
-    logger.addFilter(_is_for_users)
+    _map_soundly()
+    before, _mapping.is_ours = _mapping.is_ours, True
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
@@ -902,12 +921,38 @@ def vectorized_map(
             f"TensorFlow has no map over examples for it: {reason}"
         ) from error
     finally:
-        logger.removeFilter(_is_for_users)
-        registry["BatchMatMulV2"] = _UNSOUND_BATCH_MATMUL
+        _mapping.is_ours = before
+
+
+class _Mapping(threading.local):
+    """Whether this thread is in a map of ours; others keep TensorFlow's converters."""
+
+    is_ours = False
+
+
+_mapping = _Mapping()
+
+
+@functools.cache
+def _map_soundly() -> None:
+    """Registers, for good, converters and a filter that ask who maps."""
+
+    def choosing(ours: Any, original: Any) -> Any:
+        def convert(pfor_input: Any) -> Any:
+            return (ours if _mapping.is_ours else original)(pfor_input)
+
+        return convert
+
+    registry = pfor._pfor_converter_registry
+    for name, ours in _CONVERTERS.items():
+        registry[name] = choosing(ours, registry[name])
+    tf.get_logger().addFilter(_is_for_users)
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
     """False for "... uses a while_loop. Fix that!", and for what is raised anyway."""
+    if not _mapping.is_ours:
+        return True
     message = record.getMessage()
     internal = "uses a while_loop", "while pfor was converting", "\n\ncreated at:\n"
     return not any(part in message for part in internal)
@@ -937,6 +982,24 @@ def _convert_batch_matmul(pfor_input: Any) -> Any:
     product = tf.matmul(flat_x, flat_y, adjoint_a=adj_x, adjoint_b=adj_y)
     shape = tf.concat([batch, tf.shape(product)[-2:]], axis=0)
     return pfor.wrap(tf.reshape(product, shape), True)
+
+
+def _convert_last_axis(op: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], Any]:
+    """An op along the last axis, on a matrix of all that lies before it."""
+
+    def convert(pfor_input: Any) -> Any:
+        t = pfor_input.stacked_input(0)
+        rows = op(tf.reshape(t, tf.stack([-1, tf.shape(t)[-1]])))
+        return pfor.wrap(tf.ensure_shape(tf.reshape(rows, tf.shape(t)), t.shape), True)
+
+    return convert
+
+
+_CONVERTERS = {
+    "BatchMatMulV2": _convert_batch_matmul,
+    "Softmax": _convert_last_axis(tf.nn.softmax),
+    "LogSoftmax": _convert_last_axis(tf.nn.log_softmax),
+}
 
 
 def is_compiled() -> bool:

@@ -41,6 +41,7 @@ from dp_train.private_state import (
     check_sum,
     choose_tables,
     clipped_sum_of,
+    once_at_a_time,
     own_weights,
     prepare,
     recorded,
@@ -203,6 +204,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             functions["step"] = host.graph_of_rows(self._private_step)
         return functions["step"](data)
 
+    @host.while_tracing
     def _private_step(self, data: Any) -> dict[str, Any]:
         """train_step, while tracing."""
         state = self._privacy
@@ -304,6 +306,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @once_at_a_time
     def fit(
         self,
         x: Any = None,
@@ -447,6 +450,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
             is_shown=is_shown,
         )
 
+    @once_at_a_time
     def train_on_batch(
         self,
         x: Any,
@@ -579,6 +583,7 @@ def clipped_gradients(
     functions = model._privacy.functions
     if clip not in functions:
 
+        @host.while_tracing
         def compute(rows: Any) -> Any:
             gradients, data_free, _ = clipped_sum_of(model, rows, clip)
             check_sum(

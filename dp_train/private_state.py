@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -32,6 +34,8 @@ from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
+_who_trains = threading.Lock()
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class PrivacyState:
@@ -44,6 +48,7 @@ class PrivacyState:
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
         self.traces = 0
+        self.thread: int | None = None
         self.wants_xla = self.is_stale = False
         self.plan = choose.Plan("loop", (), (), 0)
         # What a fit decides lives in variables: the compiled step outlives the fit.
@@ -211,6 +216,7 @@ def check_ready(model: Any) -> None:
     adopt_optimizer(model)
 
 
+@host.while_tracing
 def prepare(
     model: Any,
     example: Any,
@@ -279,6 +285,7 @@ def prepare(
     return batches
 
 
+@host.while_tracing
 def choose_tables(model: Any, specs: Any, others: Sequence[Any]) -> None:
     """Lets tables owe their noise in the coming fit, or no longer.
 
@@ -370,21 +377,62 @@ def running(
             allowed = model.optimizer.prepare(ledger, sampling, now[1])
             state.limit.assign(_NO_LIMIT if allowed is None else allowed)
 
-    start()
-    state.releases.assign(0)
-    state.expected_batch_size.assign(sampling.expected_batch_size)
-    state.account.sampling = sampling
-    model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
-    state.account.refusal = None
+    account = state.account
+    before = account.sampling, account.least_noise_multiplier
+    variables = state.releases, state.limit, state.expected_batch_size
+    values = [variable.numpy() for variable in variables]
+    if account.sampling is not None and values[1] != _NO_LIMIT:
+        raise NotPrivateError(
+            f"A fit that keeps to a budget of {values[1]} steps is under way, and "
+            "another fit or train_on_batch of the model was called inside it, as from "
+            "a callback. Its releases would exceed the budget. Train after fit."
+        )
+    account.refusal = None
     try:
+        start()
+        state.releases.assign(0)
+        state.expected_batch_size.assign(sampling.expected_batch_size)
+        account.sampling = sampling
+        model_checks.warn_of_large_delta(model.optimizer.target_delta, state.population)
         with state.owing.fit():
             yield start
     except tf.errors.OpError as error:
-        if state.account.refusal is None:
+        if account.refusal is None:
             raise
         # TensorFlow says it in a page of its own.
-        raise state.account.refusal from error
+        raise account.refusal from error
     finally:
-        state.account.sampling = None
-        state.account.least_noise_multiplier = 0.0
+        # What called from inside another fit leaves that as it was.
+        account.sampling, account.least_noise_multiplier = before
+        if account.sampling is not None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
         _drop_stale_step(model)
+
+
+def once_at_a_time(method: _Method) -> _Method:
+    """Decorator: while a method of a private model trains it, no other thread may.
+
+    Raises:
+        NotPrivateError: another thread does. What a step is charged as belongs to the
+            fit that runs, so that batches of one would pay as those of the other.
+    """
+
+    @functools.wraps(method)
+    def alone(model: Any, *args: Any, **kwargs: Any) -> Any:
+        state, here = model._privacy, threading.get_ident()
+        with _who_trains:
+            before = state.thread
+            if before not in (None, here):
+                raise NotPrivateError(
+                    f"Another thread is training model {model.name!r}. Two fits of one "
+                    "model at once would charge the batches of one as those of the "
+                    "other. Train it once at a time, or train copies (copy.deepcopy)."
+                )
+            state.thread = here
+        try:
+            return method(model, *args, **kwargs)
+        finally:
+            state.thread = before
+
+    return cast(_Method, alone)

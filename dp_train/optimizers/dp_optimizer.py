@@ -389,6 +389,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         return self.noise_multiplier
 
+    @host.while_tracing
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """One release in the step of a plain model's fit; `grads` are not used.
 

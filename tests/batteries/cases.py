@@ -161,7 +161,9 @@ class Recomputed(layers.Layer):
     def __init__(self) -> None:
         super().__init__()
         self.dense = layers.Dense(4, activation="tanh")
-        self.scale = layers.Dense(4, activation=tf.math.cumulative_logsumexp)
+        self.scale = layers.Dense(
+            4, activation=lambda x: tf.math.cumulative_logsumexp(x, axis=-1)
+        )
         self.recomputed = keras.remat(self.scale)
 
     def build(self, shape: Any) -> None:
