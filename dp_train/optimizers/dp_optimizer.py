@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from accounting import GaussianEvent, Ledger
 from dp_train import effects, host, looking
-from dp_train.announcement import announce, delta_of, steps_of
+from dp_train.announcement import announce, delta_of, is_first_trace, steps_of
 from dp_train.clipping import check_is_real, check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
@@ -432,13 +432,11 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
     def _announce_fit(self) -> None:
         """Says what the fit of a plain model will do, when its step is traced."""
         fit, sampling = host.running_fit(), self.account.sampling
-        if fit is None or sampling is None:
+        if fit is None or sampling is None or not is_first_trace(fit):
             return
         population = getattr(sampling, "population", None)
-        # Of a loader that counts, no draw is asked for here.
-        drawn = getattr(sampling, "poisson", sampling)
         announce(
-            drawn.event(GaussianEvent(self._known_noise_multiplier())),
+            sampling.event(GaussianEvent(self._known_noise_multiplier())),
             steps_of(fit),
             self.l2_norm_clip,
             self.ledger,
