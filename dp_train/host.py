@@ -416,31 +416,13 @@ def symbolic_build(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> No
     model._symbolic_build(data_batch=data if isinstance(data, tuple) else (data,))
 
 
-def batch_specs(model: keras.Model, rows: Any, *, may_vary: bool) -> Any:
-    """Specs of rows with unknown batch axes.
-
-    Args:
-        model: the model that reads them.
-        rows: (x, y, sample_weight).
-        may_vary: other axes that the model declares unknown are so.
-    """
-
-    def spec(t: Any, declared: Any = None) -> tf.TensorSpec:
-        shape = [None, *t.shape[1:]]
-        if declared is not None and len(declared.shape) == len(shape):
-            pairs = zip(shape, declared.shape, strict=True)
-            shape = [None if d is None else s for s, d in pairs]
-        return tf.TensorSpec(shape, t.dtype)
-
-    x, y, sample_weight = keras.tree.map_structure(
-        lambda t: None if t is None else spec(t), rows, none_is_leaf=True
+def batch_specs(rows: Any) -> Any:
+    """Specs of (x, y, sample_weight) with unknown batch axes."""
+    return keras.tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype),
+        rows,
+        none_is_leaf=True,
     )
-    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
-    leaves = keras.tree.flatten(x)
-    if may_vary and len(inputs) == len(leaves):
-        relaxed = map(spec, leaves, inputs)
-        x = keras.tree.map_structure(lambda _: next(relaxed), x)
-    return x, y, sample_weight
 
 
 def guard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
@@ -1057,12 +1039,8 @@ def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """
     traced = tf.function(function, autograph=False)
 
-    def spec(t: Any) -> Any:
-        return None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype)
-
     def call(rows: Any) -> Any:
-        like = keras.tree.map_structure(spec, rows, none_is_leaf=True)
-        return traced.get_concrete_function(like)(rows)
+        return traced.get_concrete_function(batch_specs(rows))(rows)
 
     return call
 

@@ -243,10 +243,7 @@ def prepare(
     is_ready_made = isinstance(sampling, UnverifiedSampling)
     if is_ready_made:
         state.sizes.check(example if spec is None else spec)
-    may_vary = spec is None and not is_ready_made
-    batches = host.batch_specs(
-        model, example if spec is None else spec, may_vary=may_vary
-    )
+    batches = host.batch_specs(example if spec is None else spec)
     host.symbolic_build(model, *batches)
     own_weights(model)
     variables = model.trainable_variables
