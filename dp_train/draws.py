@@ -122,10 +122,24 @@ class Draws:
     def indices(self) -> IntArray:
         """As PoissonSampling.indices; the draw pays for a release."""
         indices = self.poisson.indices()
-        digest = self._digest(indices)
-        with self._lock:
-            self._unused[digest] += 1
+        self._pays_with(self._digest(indices))
         return indices
+
+    def handed_out(self, rows: Any) -> Any:
+        """Rows that a pipeline made of drawn ones: with these the draw pays.
+
+        Args:
+            rows: (x, y, sample_weight), made of the rows at `poisson.indices()`.
+        """
+        known = tf.numpy_function(self._pays_with, [digest_of(rows)], [])
+        with tf.control_dependencies([known]):
+            return keras.tree.map_structure(
+                lambda t: None if t is None else tf.identity(t), rows, none_is_leaf=True
+            )
+
+    def _pays_with(self, digest: Any) -> None:
+        with self._lock:
+            self._unused[int(digest)] += 1
 
     def pay(self, digest: int | None) -> None:
         """Uses up the draw of the rows with this digest.

@@ -11,7 +11,7 @@ writes to what may change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -96,6 +96,11 @@ def check(
             raise _of_draw(what(effect), effect)
         else:
             raise _of_other(what(effect), effect)
+
+
+def beyond_checks(operations: Iterable[tf.Operation]) -> Iterator[host.Effect]:
+    """Effects of ops of one graph, other than checks and prints."""
+    return (e for e in host.effects(operations) if e.type not in _HARMLESS)
 
 
 def _handles(variables: Variables) -> set[int]:

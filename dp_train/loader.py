@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import arrays, host
+from dp_train.augmentation import Augment, Augmentation, check_multiplicity
 from dp_train.batches import open_batch
 from dp_train.draws import Draws
-from dp_train.gradients.structures import check_dense, map_rows
+from dp_train.gradients.structures import check_dense, map_rows, row_count
 from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
@@ -34,10 +35,21 @@ class PoissonLoader(keras.utils.PyDataset):
         class_weight: {class: weight} instead, for integer or one-hot labels y.
         batch_size: expected batch size B, in (0, N].
         steps_per_epoch: batches in an epoch; default ceil(N / B).
+        augment: augment(x, seed) makes of an example's x, without its batch axis, what
+            the model is trained on, of a fixed shape and dtype. `seed` is int32 [2],
+            for tf.random.stateless_* and tf.image.stateless_random_*: secret, and
+            another one for each example and copy. It is traced once.
+        augmentation_multiplicity: K copies of each example, each augmented by itself,
+            over which its gradient is averaged before it is clipped (De et al. 2022,
+            arXiv:2204.13650): epsilon is that of one copy, and a step costs about K
+            times as much. K > 1 is for private models, in fit and in custom loops.
 
     Raises:
         ValueError: batch_size above N, arrays of different lengths, or arrays that are
-            not dense numbers; or both kinds of weights, or classes that are not plain.
+            not dense numbers; or both kinds of weights, or classes that are not plain;
+            or K is no positive integer, or augment gives no fixed shape.
+        NotPrivateError: augment keeps a state, draws by other seeds than its own, or
+            reads a variable.
 
     Example:
         >>> import numpy as np, dp_train
@@ -55,8 +67,11 @@ class PoissonLoader(keras.utils.PyDataset):
         batch_size: float,
         steps_per_epoch: int | None = None,
         class_weight: dict[int, float] | None = None,
+        augment: Augment | None = None,
+        augmentation_multiplicity: int = 1,
     ) -> None:
         super().__init__()
+        self.copies = check_multiplicity(augment, augmentation_multiplicity)
         if class_weight is not None:
             if sample_weight is not None:
                 raise ValueError(
@@ -80,10 +95,21 @@ class PoissonLoader(keras.utils.PyDataset):
         self._steps = steps_per_epoch or math.ceil(
             self.sampling.population / batch_size
         )
+        self._augmentation = (
+            None
+            if augment is None
+            else Augmentation(augment, self.copies, self.arrays[0])
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._steps
+
+    @property
+    def like(self) -> tuple[Any, Any, Any]:
+        """(x, y, sample_weight) with the shapes and dtypes of what a step sees."""
+        x, y, sample_weight = self.arrays
+        return self._augmentation.specs if self._augmentation else x, y, sample_weight
 
     def _draw(self) -> tuple[Any, Any, Any]:
         """A fresh draw; nothing of it is remembered."""
@@ -94,13 +120,27 @@ class PoissonLoader(keras.utils.PyDataset):
             else keras.tree.map_structure(lambda t: t.take(indices, axis=0), a)
             for a in self.arrays
         )
+        if self._augmentation:
+            x = self._augmentation.of_arrays(x)
         return x, y, sample_weight
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """A fresh draw whatever the index: Keras peeks, prefetches and discards."""
+        self._check_single()
         x, y, sample_weight = self._draw()
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return data if isinstance(data, tuple) else (data,)
+
+    def _check_single(self) -> None:
+        """Refuses several copies where nothing averages over them."""
+        if self.copies > 1:
+            raise ValueError(
+                f"The loader makes augmentation_multiplicity={self.copies} copies of "
+                "each example, and its batches were asked for by what averages over no "
+                "copies. A plain model would take each for an example of its own. Call "
+                "model = dp_train.make_private(model) and pass the loader to its fit, "
+                "or leave augmentation_multiplicity out."
+            )
 
     def draws(self) -> Draws:
         """What `dataset` draws from: each of its draws pays for one release."""
@@ -112,15 +152,27 @@ class PoissonLoader(keras.utils.PyDataset):
         Only the indices are drawn in Python; rows are gathered in the pipeline, ahead
         of the step. Each epoch draws anew.
         """
-        x, y, sample_weight = map_rows(tf.convert_to_tensor, self.arrays)
-        rows = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        rows = map_rows(tf.convert_to_tensor, self.arrays)
 
         def draw(_: tf.Tensor) -> Any:
-            indices = tf.numpy_function(draws.indices, [], tf.int64)
-            indices.set_shape([None])
-            return map_rows(lambda t: tf.gather(t, indices), rows)
+            return keras.utils.pack_x_y_sample_weight(*self._drawn(draws, rows))
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
+
+    def _drawn(self, draws: Draws, rows: Any) -> tuple[Any, Any, Any]:
+        """A draw in a pipeline; it pays for a release on the rows as they are here.
+
+        Args:
+            draws: of these rows.
+            rows: (x, y, sample_weight) of all examples, as tensors.
+        """
+        source = draws.poisson if self._augmentation else draws
+        indices = tf.numpy_function(source.indices, [], tf.int64)
+        indices.set_shape([None])
+        x, y, sample_weight = map_rows(lambda t: tf.gather(t, indices), rows)
+        if not self._augmentation:
+            return x, y, sample_weight
+        return draws.handed_out((self._augmentation(x), y, sample_weight))
 
     def dataset_for(self, optimizer: Any) -> tf.data.Dataset:
         """Batches for the fit of a plain Keras model compiled with a DP optimizer.
@@ -140,7 +192,11 @@ class PoissonLoader(keras.utils.PyDataset):
         Returns:
             (x, y, sample_weight) batches. An empty batch, or one row, is filled up to
             two with rows of weight 0, on which Keras can be run.
+
+        Raises:
+            ValueError: augmentation_multiplicity above 1, which needs make_private.
         """
+        self._check_single()
         x, y, sample_weight = self.arrays
         if sample_weight is None:
             sample_weight = np.ones(self.sampling.population, np.float32)
@@ -150,18 +206,14 @@ class PoissonLoader(keras.utils.PyDataset):
         optimizer.sample_by(drawn)
 
         def draw(_: tf.Tensor) -> Any:
-            indices = tf.numpy_function(drawn.indices, [], tf.int64)
-            indices.set_shape([None])
-            missing = tf.maximum(2 - tf.size(indices), 0)
-            picked = tf.pad(indices, [[0, missing]])
-            is_real = tf.range(tf.size(picked)) < tf.size(indices)
+            found = self._drawn(drawn, (x, y, sample_weight))
+            missing = tf.maximum(2 - row_count(found), 0)
 
-            def rows(t: tf.Tensor) -> tf.Tensor:
-                shape = [-1] + [1] * (t.shape.rank - 1)
-                found = tf.gather(t, picked)
-                return tf.where(tf.reshape(is_real, shape), found, tf.zeros_like(found))
+            def filled_up(t: tf.Tensor) -> tf.Tensor:
+                padded = tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1))
+                return tf.ensure_shape(padded, [None, *t.shape[1:]])
 
-            return map_rows(rows, (x, y, sample_weight))
+            return map_rows(filled_up, found)
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 
@@ -171,7 +223,7 @@ class PoissonLoader(keras.utils.PyDataset):
             rows = self._draw()
             count = len(next(t for t in keras.tree.flatten(rows) if t is not None))
             number = open_batch(count)
-            yield Batch(*rows, sampling=self.sampling, number=number)
+            yield Batch(*rows, self.sampling, number, self.copies)
 
 
 def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:
@@ -223,10 +275,15 @@ def poisson_loader(
     class_weight: dict[int, float] | None,
     batch_size: int | None,
     steps_per_epoch: int | None,
+    augment: Augment | None,
+    augmentation_multiplicity: int,
 ) -> PoissonLoader:
     """The loader that fit samples from."""
     if is_poisson(x):
+        copies = augmentation_multiplicity
         given = {
+            "augment": augment,
+            "augmentation_multiplicity": None if copies == 1 else copies,
             "y": y,
             "sample_weight": sample_weight,
             "class_weight": class_weight,
@@ -247,7 +304,21 @@ def poisson_loader(
         batch_size=32 if batch_size is None else batch_size,
         steps_per_epoch=steps_per_epoch,
         class_weight=class_weight,
+        augment=augment,
+        augmentation_multiplicity=augmentation_multiplicity,
     )
+
+
+def check_not_augmented(augment: Any, augmentation_multiplicity: int) -> None:
+    """Refuses to augment batches that somebody else made."""
+    if augment is not None or augmentation_multiplicity != 1:
+        raise ValueError(
+            "augment or augmentation_multiplicity was given with batches that are "
+            "ready made. Examples are augmented where they are drawn, with seeds of "
+            "the process's keystream. Pass arrays to fit, or a "
+            "PoissonLoader(..., augment=...); a tf.data pipeline augments by a map of "
+            "its own."
+        )
 
 
 def peeked(x: Any) -> tuple[Any, Any, Any]:

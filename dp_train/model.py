@@ -19,10 +19,12 @@ from accounting import (
 )
 from dp_train import host, host_files, looking, model_checks
 from dp_train.announcement import announce, delta_of
+from dp_train.augmentation import Augment
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.draws import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
+from dp_train.gradients.copies import for_metrics
 from dp_train.gradients.objective import check_losses
 from dp_train.gradients.structures import (
     check_dense,
@@ -30,7 +32,14 @@ from dp_train.gradients.structures import (
     row_count,
     tensors,
 )
-from dp_train.loader import is_batched, is_poisson, length, peeked, poisson_loader
+from dp_train.loader import (
+    check_not_augmented,
+    is_batched,
+    is_poisson,
+    length,
+    peeked,
+    poisson_loader,
+)
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owner import Owner
 from dp_train.private_state import (
@@ -242,7 +251,8 @@ class PrivateTraining(InCheckpoints, _Mixin):
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
         released = len(graph.get_operations())
-        logs = host.update_metrics(self, (x, y, sample_weight), outputs)
+        seen = for_metrics((x, y, sample_weight), outputs, state.copies)
+        logs = host.update_metrics(self, *seen)
         made = graph.get_operations()
         check_sum(self, made[start:summed], [*gradients, *data_free])
         check_step(self, made[summed:released], made[released:])
@@ -325,6 +335,8 @@ class PrivateTraining(InCheckpoints, _Mixin):
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: int = 1,
+        augment: Augment | None = None,
+        augmentation_multiplicity: int = 1,
     ) -> keras.callbacks.History:
         """As keras.Model.fit, with differential privacy.
 
@@ -332,6 +344,11 @@ class PrivateTraining(InCheckpoints, _Mixin):
         (default 32), and `shuffle` has no meaning. A PoissonLoader is used as it is.
         Datasets, generators and PyDatasets are trained on, but recorded as unverified
         sampling: no amplification is claimed for batches that somebody else drew.
+
+        Args:
+            augment, augmentation_multiplicity: as in PoissonLoader, for arrays.
+
+        Other arguments are those of keras.Model.fit.
 
         Raises:
             NotPrivateError: the model cannot be private as it is; the message says why.
@@ -352,17 +369,27 @@ class PrivateTraining(InCheckpoints, _Mixin):
                     (x, y, sample_weight), validation_split
                 )
             loader = poisson_loader(
-                x, y, sample_weight, class_weight, batch_size, steps_per_epoch
+                x,
+                y,
+                sample_weight,
+                class_weight,
+                batch_size,
+                steps_per_epoch,
+                augment,
+                augmentation_multiplicity,
             )
             draws = loader.draws()
             self._privacy.population = draws.population
             sampling: Sampling = draws
             data = loader.dataset(draws)
             planned: int | None = len(loader)
-            example = spec = loader.arrays
+            example = spec = loader.like
+            copies = loader.copies
             fit_arguments: dict[str, Any] = {}
         else:
+            check_not_augmented(augment, augmentation_multiplicity)
             data, example, spec = peeked(x)
+            copies = 1
             check_dense(example)
             self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
@@ -376,7 +403,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
                 "steps_per_epoch": steps_per_epoch,
                 "validation_split": validation_split,
             }
-        specs = prepare(self, example, sampling, spec)
+        specs = prepare(self, example, sampling, spec, copies)
         callbacks = looking.flat(callbacks)
         # What feeds a stream runs between ours.
         choose_tables(self, specs, [x, *callbacks] if fit_arguments else callbacks)
@@ -567,15 +594,16 @@ def clipped_gradients(
     check_strategy(model.distribute_strategy)
     sampling: Sampling
     is_drawn = isinstance(x, Batch)
+    copies = 1
     if is_drawn:
-        sampling = x.sampling
+        sampling, copies = x.sampling, x.copies
         x, y, sample_weight = x.take()
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
     # The arrays of a loader settle the sizes that the model leaves open.
     spec = rows if is_drawn else None
-    host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec))
+    host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec, copies))
     model._privacy.owing.before_look()
     if tf.executing_eagerly():
         model._privacy.account.owner.look(model.trainable_variables)

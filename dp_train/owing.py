@@ -24,6 +24,7 @@ import tensorflow as tf
 from dp_train import host
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, choose
+from dp_train.gradients.copies import for_metrics
 from dp_train.gradients.objective import WEIGHTS_SCOPE, Objective, Rows
 from dp_train.gradients.structures import map_rows, row_count
 from dp_train.gradients.tables import Table
@@ -190,7 +191,7 @@ def owing_of(
         if not is_embedding or id(layer.embeddings) not in places:
             continue
         index = places[id(layer.embeddings)]
-        reason = _why_not(layer, plan)
+        reason = _why_not(layer, plan, objective.copies)
         if any(table.index == index for table, _ in found):
             reason = "it shares the table of another layer"
         if reason:
@@ -211,11 +212,15 @@ def owing_of(
     return Owing(len(places), tables, debtors, reasons)
 
 
-def _why_not(layer: keras.layers.Embedding, plan: choose.Plan) -> str:
+def _why_not(layer: keras.layers.Embedding, plan: choose.Plan, copies: int) -> str:
     """Why a layer's table may not owe; empty if it may."""
     table = layer.embeddings
     if plan.engine != "bookkeeping" or plan.alone:
         return "not every layer is differentiated by book-keeping"
+    if copies > 1:
+        return (
+            f"each example has {copies} augmented copies, which may read the same row"
+        )
     if type(layer) is not keras.layers.Embedding or "call" in vars(layer):
         return "it has a call of its own"
     if not isinstance(table, keras.Variable) or layer.lora_enabled:
@@ -241,7 +246,8 @@ def _who_else(objective: Objective, tables: Sequence[Table], specs: Rows) -> str
         count = row_count(rows)
         keys, is_real = objective.example_keys(count), tf.ones([count], tf.bool)
         _, outputs = bookkeeping.clipped_sum(objective, rows, keys, 1.0, is_real)
-        host.update_metrics(objective.model, rows, outputs)
+        seen = for_metrics(rows, outputs, objective.copies)
+        host.update_metrics(objective.model, *seen)
         return tf.zeros([])
 
     if not tables:

@@ -17,6 +17,7 @@ from dp_train import effects, host, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
+from dp_train.gradients.copies import flat_specs
 from dp_train.gradients.objective import (
     Objective,
     Outputs,
@@ -47,7 +48,7 @@ class PrivacyState:
         self.account = Account(Owner())
         self.population: int | None = None
         self.seed_states: list[keras.Variable] = []
-        self.traces = 0
+        self.traces, self.copies = 0, 1
         self.thread: int | None = None
         self.wants_xla = self.is_stale = False
         self.plan = choose.Plan("loop", (), (), 0)
@@ -100,7 +101,13 @@ def _objective(model: Any) -> Objective:
     """What the plan of a checked model differentiates."""
     state = model._privacy
     alone = [layer for layer, _ in state.plan.alone]
-    return Objective(model, model.trainable_variables, state.seed_states, alone=alone)
+    return Objective(
+        model,
+        model.trainable_variables,
+        state.seed_states,
+        alone=alone,
+        copies=state.copies,
+    )
 
 
 def check_sum(
@@ -222,6 +229,7 @@ def prepare(
     example: Any,
     sampling: Sampling,
     spec: Any = None,
+    copies: int = 1,
 ) -> Any:
     """Builds and checks the model, and chooses the rows of a chunk.
 
@@ -230,6 +238,7 @@ def prepare(
         example: (x, y, sample_weight) of some rows; only shapes and dtypes are read.
         sampling: how batches will be drawn.
         spec: the same with None for sizes that vary; None where that is not known.
+        copies: K; if it is above 1, x is [n, K, ...].
 
     Returns:
         Specs of its batches.
@@ -244,7 +253,8 @@ def prepare(
     if is_ready_made:
         state.sizes.check(example if spec is None else spec)
     batches = host.batch_specs(example if spec is None else spec)
-    host.symbolic_build(model, *batches)
+    flat_batches = flat_specs(batches, copies)
+    host.symbolic_build(model, *flat_batches)
     own_weights(model)
     variables = model.trainable_variables
     optimizer = getattr(model, "optimizer", None)
@@ -263,6 +273,7 @@ def prepare(
     fingerprint = (
         # One that was assigned, without compile, is not in the step that was traced.
         optimizer,
+        copies,
         *(str(t) for t in tensors(batches)),
         *map(id, model.variables),
         *((id(v), v.trainable) for v in layers),
@@ -270,9 +281,10 @@ def prepare(
     is_new = state.checked != fingerprint
     if is_new:
         looking.warn_of_adapted_layers(model, state.account.ledger)
-        state.seed_states = model_checks.check_state_updates(model, *batches)
-        model_checks.check_examples_are_separate(model, example[0])
-        objective = Objective(model, variables, state.seed_states)
+        state.copies = copies
+        state.seed_states = model_checks.check_state_updates(model, *flat_batches)
+        model_checks.check_examples_are_separate(model, flat_specs(example, copies)[0])
+        objective = Objective(model, variables, state.seed_states, copies=copies)
         state.plan = choose.make_plan(state.gradients, objective, example, batches)
         # Traced again, for these shapes: a step for several would know none of them.
         state.microbatch = None

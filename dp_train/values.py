@@ -116,6 +116,7 @@ class Batch:
             be 0. They are the private examples.
         sampling: how the batch was drawn.
         number: of the draw, which copies of the batch share.
+        copies: augmented copies of each example, along the second axis of x if > 1.
     """
 
     x: Any = field(repr=False)
@@ -123,6 +124,7 @@ class Batch:
     sample_weight: Any = field(repr=False)
     sampling: Sampling
     number: int = field(repr=False)
+    copies: int = 1
 
     def take(self) -> tuple[Any, Any, Any]:
         """(x, y, sample_weight), once.

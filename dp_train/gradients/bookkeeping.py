@@ -27,6 +27,7 @@ from dp_train import clipping, host
 from dp_train.gradients import separation
 from dp_train.gradients.alone import AloneCall, owner, recorded_spans, run_alone
 from dp_train.gradients.claims import checked_at_run_time
+from dp_train.gradients.copies import by_example, flat, flat_rows, mean_of_copies
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import map_rows, restored, row_count, tensors
 from dp_train.gradients.tables import TableCall, read_by_row
@@ -186,6 +187,11 @@ def _traced(
     objective: Objective, rows: Rows, keys: Sequence[tf.Tensor]
 ) -> tuple[_PerExample, Outputs]:
     """One forward and one backward pass of the unmodified model on all rows."""
+    if objective.copies > 1 and (objective.alone or objective.tables):
+        raise UnsupportedSiteError(
+            "a layer that must run one example at a time, where each has several "
+            "augmented copies"
+        )
     rows = map_rows(_with_unknown_size, rows)
     weights = weight_values(objective.variables)
     reads = [[weight] for weight in weights]
@@ -376,11 +382,15 @@ def _forward(
 ) -> tuple[Outputs, separation.Kinds]:
     """Losses [b] of each example alone, predictions and what is hidden on them.
 
+    Copies of an example are K rows of the model's batch, one after the other.
+
     Args:
-        keys: [b, 2] for each seed state.
+        keys: [b, 2] for each seed state, or [b, K, 2].
         calls: those made around layers, once the model has been called.
     """
-    x, y, sample_weight = rows
+    copies = objective.copies
+    of_copies = flat_rows(rows, copies)
+    x, keys = of_copies[0], flat(keys, copies)
     # Random layers draw per example by themselves, in order: the key of the first row
     # serves them all, and tells nothing about how many there are.
     batch_keys = [key[0] for key in keys]
@@ -403,17 +413,18 @@ def _forward(
         y_pred = host.call_model(model, x, objective.training)
         if scope.losses:
             raise UnsupportedSiteError("a layer adds a loss of its own (add_loss)")
-        hidden = host.hidden_on(y_pred)
+        predicted = y_pred, host.hidden_on(y_pred)
+        by_rows = by_example(predicted, copies)
         outputs = [
-            *tensors((y_pred, hidden)),
+            *tensors(by_rows),
             *(t for c in calls for t in c.elements),
         ]
         apart = [t for c in calls for t in c.outputs]
         secret = [*batch_keys, *keys]
-        kinds = separation.check(tensors(x), outputs, apart, secret)
-        losses = _losses(objective, rows, y_pred)
+        kinds = separation.check(tensors(rows[0]), outputs, apart, secret)
+        losses = mean_of_copies(_losses(objective, of_copies, y_pred), copies)
     losses = checked_at_run_time(losses, outputs, [*apart, *secret])
-    return (losses, y_pred, hidden), kinds
+    return (losses, *by_rows), kinds
 
 
 def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:

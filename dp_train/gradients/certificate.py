@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.gradients import loop
+from dp_train.gradients.copies import by_example, flat
 from dp_train.gradients.objective import Objective, Rows
 from dp_train.made_up import ROWS, made_up
 
@@ -110,10 +111,14 @@ def _run_as_it_will(
         autograph=False,
     )
     generator = np.random.default_rng(8)
+    shape = (ROWS * objective.copies, 2)
     try:
         for _ in range(_DRAWS):
             keys = [
-                tf.cast(generator.integers(0, 2**31, (ROWS, 2)), state.dtype)
+                by_example(
+                    tf.cast(generator.integers(0, 2**31, shape), state.dtype),
+                    objective.copies,
+                )
                 for state in objective.seed_states
             ]
             run(rows, keys)
@@ -168,7 +173,7 @@ def _certify(engine: Callable[..., Any], objective: Objective, rows: Rows) -> No
 def _draws(objective: Objective, rows: Rows) -> bool:
     """Whether a training call draws numbers: each engine would draw others."""
     with keras.StatelessScope(collect_losses=True) as scope:
-        host.call_model(objective.model, rows[0])
+        host.call_model(objective.model, flat(rows[0], objective.copies))
         moved = map(scope.get_current_value, objective.seed_states)
         return any(value is not None for value in moved)
 

@@ -26,6 +26,7 @@ from dp_train.gradients.certificate import (
     reason_of,
 )
 from dp_train.gradients.compiled import Program
+from dp_train.gradients.copies import flat_specs
 from dp_train.gradients.coupled import check_loss_is_of_one_example
 from dp_train.gradients.objective import Objective, Outputs, Rows, weight_values
 from dp_train.gradients.structures import (
@@ -138,7 +139,9 @@ def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -
         NotPrivateError: the engine asked for cannot be used, a weight would get noise
             only that Keras itself would train, or an example alone has no gradient.
     """
-    check_loss_is_of_one_example(objective, example)
+    one_copy = dataclasses.replace(objective, copies=1)
+    flat_example = flat_specs(example, objective.copies)
+    check_loss_is_of_one_example(one_copy, flat_example)
     refused: list[tuple[str, str]] = []
     for name in ENGINES if gradients == "auto" else [gradients]:
         try:
@@ -154,7 +157,7 @@ def make_plan(gradients: str, objective: Objective, example: Rows, spec: Rows) -
         except (UnsupportedSiteError, NotCertifiedError) as error:
             refused.append((name, reason_of(error)))
             continue
-        reached = reached_weights(objective, example, rows)
+        reached = reached_weights(one_copy, flat_example, rows)
         numbers = _numbers_per_row(name, objective, rows)
         return Plan(name, tuple(refused), rows, numbers, alone, is_reached=reached)
     ((name, reason),) = refused
@@ -294,7 +297,7 @@ def _numbers_per_row(
         kept = sum(row.kept_per_row for row in rows)
         return kept + max(row.scratch_per_row for row in rows)
     if engine == "vectorized":
-        return sum(math.prod(v.shape) for v in objective.variables)
+        return objective.copies * sum(math.prod(v.shape) for v in objective.variables)
     return 0
 
 
@@ -342,12 +345,14 @@ def clipped_sum(
     Args:
         compute: of the plan.
         objective: the loss of one example.
-        rows: (x, y, sample_weight), [n, ...]; n may be 0.
+        rows: (x, y, sample_weight), [n, ...]; n may be 0. With K > 1 copies x is
+            [n, K, ...].
         l2_norm_clip: C > 0.
         microbatch: most rows of a chunk, or None for one chunk.
 
     Returns:
-        (sums, outputs): one tensor a variable; losses [n], predictions [n, ...].
+        (sums, outputs): one tensor a variable; losses [n], predictions [n, ...], or
+        [n, K, ...].
     """
     count = row_count(rows)
     given = map_rows(tf.convert_to_tensor, (rows, objective.example_keys(count)))

@@ -24,7 +24,7 @@ def clipped_sum(
 
     def one(b: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
         row, key, real = map_rows(lambda t: t[b], (rows, keys, is_real))
-        gradients, outputs = objective.example(weights, row, key)
+        gradients, outputs = _of_example(objective, weights, row, key)
         clipped = clipping.sum_clipped(
             [g[None] for g in gradients],
             l2_norm_clip,
@@ -33,3 +33,22 @@ def clipped_sum(
         return clipped, map_rows(lambda t: t[None], outputs)
 
     return accumulate(one, row_count(rows))
+
+
+def _of_example(
+    objective: Objective, weights: list[tf.Tensor], row: Rows, keys: list[tf.Tensor]
+) -> tuple[list[tf.Tensor], Outputs]:
+    """Gradient, loss and predictions of one example: means over its copies."""
+    if objective.copies == 1:
+        return objective.example(weights, row, keys)
+    x, *others = row
+
+    def copy(k: tf.Tensor) -> tuple[list[tf.Tensor], Outputs]:
+        one, key = map_rows(lambda t: t[k], (x, keys))
+        gradients, outputs = objective.example(weights, (one, *others), key)
+        return gradients, map_rows(lambda t: t[None], outputs)
+
+    sums, (losses, *predicted) = accumulate(copy, tf.constant(objective.copies))
+    means = [s / tf.cast(objective.copies, s.dtype) for s in sums]
+    # Predictions keep the axis of the copies.
+    return means, (tf.reduce_mean(losses), *predicted)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from dp_train import host
 from dp_train.errors import NotPrivateError
+from dp_train.gradients.copies import by_example
 from dp_train.gradients.structures import map_rows
 from dp_train.noise.draw import secret_keys
 
@@ -39,6 +40,8 @@ class Objective:
         training: False switches random layers off, to compare engines.
         alone: layers that book-keeping runs one example at a time.
         tables: gradients.tables.Table of layers that it reads row by row.
+        copies: K; if it is above 1, x of the engines' rows is [n, K, ...], and the loss
+            of an example is the mean over its copies of that of each alone.
     """
 
     model: keras.Model
@@ -47,6 +50,7 @@ class Objective:
     training: bool = True
     alone: Sequence[keras.layers.Layer] = ()
     tables: Sequence[Any] = ()
+    copies: int = 1
 
     def __post_init__(self) -> None:
         """Refuses weights whose gradients have no norm here.
@@ -72,7 +76,7 @@ class Objective:
         keys depends on i and on the process's keystream alone.
 
         Returns:
-            One [count, 2] tensor for each seed state.
+            One [count, 2] tensor for each seed state, [count, K, 2] for K > 1 copies.
         """
         if not self.seed_states:
             return []
@@ -80,7 +84,7 @@ class Objective:
         keys = []
         for i, state in enumerate(self.seed_states):
             key = tf.random.stateless_uniform(
-                [count, 2],
+                [count * self.copies, 2],
                 seed=secret[i],
                 minval=None,
                 maxval=None,
@@ -88,12 +92,14 @@ class Objective:
                 alg="philox",
             )
             keys.append(tf.cast(key, state.dtype))
-        return keys
+        return by_example(keys, self.copies)
 
     def example(
         self, weights: Sequence[tf.Tensor], row: Rows, keys: Sequence[tf.Tensor]
     ) -> tuple[list[tf.Tensor], Outputs]:
         """Gradient, loss and predictions of one example, by plain autodiff.
+
+        Of one copy, where there are several.
 
         Args:
             weights: values of `variables`.

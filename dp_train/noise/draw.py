@@ -129,17 +129,17 @@ def _digest(known: Any) -> int | None:
     return int(known[0]) if known else None
 
 
-def secret_keys(count: int) -> tf.Tensor:
+def secret_keys(count: int | tf.Tensor) -> tf.Tensor:
     """[count, 2] uniform int32 numbers of the process's keystream, new at every run.
 
     Keys for what layers draw: no seed decides them, and nothing keeps them.
     """
 
-    def call() -> Any:
-        return _host_source.words(count).view(np.int32).reshape(count, 2)
+    def call(count: Any) -> Any:
+        return _host_source.words(int(count)).view(np.int32).reshape(-1, 2)
 
-    keys = host_call(call, [], tf.int32)
-    return tf.ensure_shape(keys, [count, 2])
+    keys = host_call(call, [count], tf.int32)
+    return tf.ensure_shape(keys, [None if tf.is_tensor(count) else count, 2])
 
 
 def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:

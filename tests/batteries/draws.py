@@ -123,11 +123,23 @@ def _cached_for_plain_fit() -> tuple[Any, Callable[[], Any]]:
     )
 
 
+def _cached_where_augmented() -> tuple[Any, Callable[[], Any]]:
+    model = dp_train.make_private(Changing(CHANGES["cached"]))
+    return model, lambda: model.fit(
+        *_rows(),
+        batch_size=BATCH,
+        verbose=0,
+        augment=lambda x, seed: x + tf.random.stateless_normal(x.shape, seed),
+        augmentation_multiplicity=2,
+    )
+
+
 WAYS: dict[str, Callable[[], tuple[Any, Callable[[], Any]]]] = {
     **{name: lambda name=name: _fit_changed(name) for name in CHANGES},
     "train_function": _fit_echoed,
     "callback": _fit_with_steps,
     "draws looked at": _looked_at,
+    "cached where augmented": _cached_where_augmented,
     "cached for a plain model": _cached_for_plain_fit,
 }
 

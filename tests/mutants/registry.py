@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.batteries import (
+    augmented,
     cancellation,
     draws,
     effects,
@@ -25,6 +26,7 @@ from tests.batteries import (
     weights,
 )
 from tests.mutants import (
+    of_augmentation,
     of_gradients,
     of_looking,
     of_noise,
@@ -75,6 +77,10 @@ BATTERIES: dict[str, Callable[[], None]] = {
         "multiplied"
     ),
     "threads": threads.assert_one_model_trains_once_at_a_time,
+    "augmentation: sensitivity": lambda: (
+        augmented.assert_one_example_moves_the_sum_by_at_most_the_clip("bookkeeping")
+    ),
+    "augmentation: seeds": augmented.assert_no_seed_decides_what_examples_become,
     "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
         "fit", "py_function"
     ),
@@ -152,6 +158,7 @@ BATTERIES: dict[str, Callable[[], None]] = {
 }
 
 MUTANTS: dict[str, Mutant] = {
+    **of_augmentation.MUTANTS,
     **of_gradients.MUTANTS,
     **of_looking.MUTANTS,
     **of_noise.MUTANTS,

@@ -6,6 +6,7 @@ import pytest
 
 from dp_train import NotPrivateError
 from tests.mutants import (
+    of_augmentation,
     of_gradients,
     of_looking,
     of_noise,
@@ -40,6 +41,7 @@ def test_every_battery_is_named_by_a_mutant():
 
 def test_names_are_unique_and_sentences_are_whole():
     modules = [
+        of_augmentation,
         of_gradients,
         of_looking,
         of_noise,
