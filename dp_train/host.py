@@ -38,6 +38,8 @@ from tensorflow.python.ops import (
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
+from dp_train.errors import NotPrivateError
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _tracing = threading.RLock()
 
@@ -344,11 +346,15 @@ def _effects_of_node(
     is_of_host = "PyFunc" in node.op
     # They write into the memory of their input, a variable's too (TensorFlow 2.21).
     is_in_place = node.op.startswith("Inplace")
+    is_of_files = node.op in ("ReadFile", "MatchingFiles")
     found = tuple(handle for handle in handles if handle is not None)
-    if is_stateful or calls or is_of_host or is_in_place or found:
+    if any((is_stateful, calls, is_of_host, is_in_place, is_of_files, found)):
         token = node.attr["token"].s.decode() if is_of_host else ""
         function = script_ops._py_funcs._funcs.get(token)
-        yield Effect(op, node.op, node.name, found, function, is_needed)
+        kind = node.op
+        if node.attr["output_stream"].s.startswith(b"file:"):
+            kind += " to a file"
+        yield Effect(op, kind, node.name, found, function, is_needed)
 
 
 def _effects_of_function(
@@ -1052,6 +1058,22 @@ def updates_in_branches(strategy: Any) -> bool:
     """
     is_default = strategy is distribute_lib._get_default_strategy()
     return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
+
+
+def check_captures(graph: Any) -> None:
+    """Refuses a graph that takes tensors of the function around it.
+
+    Raises:
+        NotPrivateError: an update does.
+    """
+    for outside, _ in graph.captures:
+        if tf.is_symbolic_tensor(outside) and outside.dtype != tf.resource:
+            raise NotPrivateError(
+                f"The inner optimizer, its learning rate or a constraint takes a "
+                f"tensor of the step ({outside.name}). What was made of the examples "
+                "would steer the update without noise. Compute it from weights and "
+                "the optimizer's own variables."
+            )
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

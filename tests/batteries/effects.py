@@ -66,6 +66,45 @@ WAYS = (
 )
 
 
+class Remembers(keras.layers.Layer):
+    """Keeps the tensor of its inputs, for others to read."""
+
+    last: Any = None
+
+    def call(self, x: Any) -> Any:
+        self.last = tf.reduce_mean(x)
+        return x
+
+
+def _row_mean_read_by(reader: str) -> tuple[keras.Model, Any]:
+    """(model, learning rate): a mean of the rows is read behind the clip."""
+    layer = Remembers()
+
+    def penalty(weight: Any) -> Any:
+        return keras.ops.sum(weight) * layer.last
+
+    def constraint(weight: Any) -> Any:
+        return weight + layer.last
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return layer.last
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    dense = keras.layers.Dense(
+        1,
+        kernel_regularizer=penalty if reader == "regularizer" else None,
+        kernel_constraint=constraint if reader == "constraint" else None,
+    )
+    model = keras.Sequential([keras.Input((FEATURES,)), layer, dense])
+    return model, Rate() if reader == "schedule" else 0.1
+
+
+KEEPERS = ("regularizer", "constraint", "schedule")
+
+
 class _ReadingRate(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, metric: Any) -> None:
         self.metric = metric
@@ -160,4 +199,13 @@ def assert_metrics_steer_nothing(path: str, reader: str) -> None:
     _assert_refused(
         lambda: _train(path, model, loss, rate, metric),
         f"{path}: the {reader} read a metric of the rows.",
+    )
+
+
+def assert_rows_steer_nothing_behind_the_clip(path: str, reader: str) -> None:
+    """A tensor of the rows that a layer kept is read by no part of the update."""
+    model, rate = _row_mean_read_by(reader)
+    _assert_refused(
+        lambda: _train(path, model, "mse", rate, None),
+        f"{path}: the {reader} read a mean of the rows.",
     )

@@ -84,6 +84,9 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
         "fit", "py_function"
     ),
+    "effects: rows": lambda: effects.assert_rows_steer_nothing_behind_the_clip(
+        "fit", "regularizer"
+    ),
     "effects: metrics": lambda: effects.assert_metrics_steer_nothing("fit", "loss"),
     "effects: metrics of a plain model": lambda: effects.assert_metrics_steer_nothing(
         "plain fit", "schedule"
