@@ -11,6 +11,7 @@ that are secrets of the process.
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 from typing import Any
 
@@ -108,7 +109,7 @@ def digests_of_arrays(rows: Any) -> IntArray:
     leaves = _leaves(rows)
     total = np.zeros(len(leaves[0]), np.int64)
     for leaf, array in enumerate(leaves):
-        flat = array.reshape(len(array), -1)
+        flat = array.reshape(len(array), math.prod(array.shape[1:]))
         block = max(1, _BLOCK // max(1, flat.shape[1]))
         for start in range(0, len(flat), block):
             words = _words_of_array(flat[start : start + block])
