@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,20 @@ def delta_of(candidates: Iterable[Any], population: int | None) -> float:
             if isinstance(found, float):
                 return found
     return 1e-5 if population is None else 10.0 ** -(1 + int(math.log10(population)))
+
+
+_traced: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def is_first_trace(fit: dict[str, Any]) -> bool:
+    """Whether no step of this fit of a plain model was traced before.
+
+    Args:
+        fit: its arguments; its callbacks are those of no other fit.
+    """
+    is_first = fit["callbacks"] not in _traced
+    _traced.add(fit["callbacks"])
+    return is_first
 
 
 def steps_of(fit: dict[str, Any]) -> int | None:

@@ -46,6 +46,8 @@ def _dense_array(array: Any, name: str) -> Array:
     """A dense numeric array, floats in Keras's floatx, as Keras's own adapter does."""
     found = np.asarray(array)
     _check_numbers(found, name, array)
+    # TensorFlow has numbers in the byte order of the machine only.
+    found = found.astype(found.dtype.newbyteorder("="), copy=False)
     is_floating = np.issubdtype(found.dtype, np.floating)
     if is_floating and found.dtype.name != keras.config.floatx():
         found = found.astype(keras.config.floatx())

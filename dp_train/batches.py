@@ -1,42 +1,97 @@
 """Which batches of loaders are still unused in custom loops, by the numbers of draws.
 
-A copy of a batch has the number of its draw, so that both are used up at once.
+A copy of a batch has the number of its draw, so that both are used up at once. What the
+draw was, rows and sampling, is kept here and not believed of the batch.
 """
 
 from __future__ import annotations
 
 import secrets
+from typing import Any, final
 
+import numpy as np
+
+from accounting import Event
+from dp_train.digests import digests_of_arrays
 from dp_train.errors import NotPrivateError
 
-_unused_batches: dict[int, int] = {}
-"""By their numbers, how many rows were drawn for each batch that is still unused."""
+_unused: dict[int, tuple[int, Any]] = {}
+"""By number, the digest of the rows that were drawn, and how."""
 
 
-def open_batch(rows: int) -> int:
-    """The number of a fresh draw of so many rows, which `take_batch` takes once."""
+@final
+class UsedDraw:
+    """Sampling of one batch, which pays for one release.
+
+    Args:
+        sampling: how it was drawn.
+    """
+
+    def __init__(self, sampling: Any) -> None:
+        self._sampling, self._is_paid = sampling, False
+
+    @property
+    def expected_batch_size(self) -> float:
+        """B."""
+        return float(self._sampling.expected_batch_size)
+
+    def event(self, release: Event) -> Event:
+        """`release` as seen through the sampling."""
+        event: Event = self._sampling.event(release)
+        return event
+
+    def pay(self, digest: int | None) -> None:
+        """Uses up the draw; its rows were compared when they were taken.
+
+        Raises:
+            NotPrivateError: it was used up before.
+        """
+        if self._is_paid:
+            raise _used()
+        self._is_paid = True
+
+
+def batch_digest(rows: Any) -> int:
+    """Digest of (x, y, sample_weight), arrays [n, ...]."""
+    return int(np.sum(digests_of_arrays(rows)))
+
+
+def open_batch(digest: int, sampling: Any) -> int:
+    """The number of a fresh draw, which `take_batch` takes once."""
     number = secrets.randbits(62)
-    _unused_batches[number] = rows
+    _unused[number] = digest, sampling
     return number
 
 
-def take_batch(number: int, rows: int) -> None:
-    """Uses up a draw for so many rows.
+def take_batch(number: int, rows: Any) -> UsedDraw:
+    """Uses up a draw, for the rows that were drawn.
+
+    Args:
+        number: of the draw.
+        rows: (x, y, sample_weight), arrays [n, ...].
 
     Raises:
-        NotPrivateError: there is no such draw, it was used, or it has fewer rows.
+        NotPrivateError: there is no such draw, it was used, or it had other rows.
     """
-    drawn = _unused_batches.pop(number, None)
+    drawn = _unused.pop(number, None)
     if drawn is None:
+        raise _used()
+    digest, sampling = drawn
+    if batch_digest(rows) != digest:
         raise NotPrivateError(
-            "This batch, or another copy of it, was already used for a release. Two "
-            "releases from one draw are not independent samples, so the accounted "
-            "epsilon would be too small. Take the next batch from the loader."
+            "The rows of this batch are not those that were drawn: some were changed, "
+            "copied, cut or exchanged. A copy counts once more for its example, and a "
+            "size that was chosen by looking at a batch lets its longest example move "
+            "the others; clipping bounds neither. Pass the batch as it was drawn; "
+            "change examples before that, or by the loader's `augment` and "
+            "`augmentation_multiplicity`."
         )
-    if rows > drawn:
-        raise NotPrivateError(
-            f"This batch has {rows} rows, and {drawn} were drawn. Copies of an example "
-            "count for it several times, and clipping bounds each of them alone. Pass "
-            "the rows as they were drawn; for several augmented copies of each example "
-            "give the loader `augment` and `augmentation_multiplicity`."
-        )
+    return UsedDraw(sampling)
+
+
+def _used() -> NotPrivateError:
+    return NotPrivateError(
+        "This batch, or another copy of it, was already used for a release. Two "
+        "releases from one draw are not independent samples, so the accounted epsilon "
+        "would be too small. Take the next batch from the loader."
+    )

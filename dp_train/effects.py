@@ -11,9 +11,10 @@ writes to what may change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from dp_train import host
@@ -101,6 +102,74 @@ def check(
 def beyond_checks(operations: Iterable[tf.Operation]) -> Iterator[host.Effect]:
     """Effects of ops of one graph, other than checks and prints."""
     return (e for e in host.effects(operations) if e.type not in _HARMLESS)
+
+
+def check_free_of(results: Any, rows: Any) -> None:
+    """Refuses penalties that depend on the rows: they are added after the noise.
+
+    Args:
+        results: tensors, nested; None is skipped.
+        rows: tensors of the batch, nested.
+
+    Raises:
+        NotPrivateError: one of the results is made of the rows.
+    """
+    made = _made_of(rows)
+    for t in keras.tree.flatten(results):
+        if t is not None and id(t.op) in made:
+            raise _of_rows("A regularizer or", t)
+
+
+def check_inputs(
+    operations: Sequence[tf.Operation], rows: Any, *, allowed: Any, before: int
+) -> None:
+    """Refuses an update that is made of the rows other than by the clipped sum.
+
+    Args:
+        operations: of the release.
+        rows: tensors of the batch, nested.
+        allowed: what the release may have of them.
+        before: number of ops of the graph that were made before the release.
+
+    Raises:
+        NotPrivateError: learning rate, constraint or optimizer are given something
+            else that was made of the rows.
+    """
+    if not operations:
+        return
+    made = _made_of(rows)
+    earlier = set(map(id, operations[0].graph.get_operations()[:before]))
+    known = set()
+    for t in keras.tree.flatten(allowed):
+        parts = (t.values, t.indices) if isinstance(t, tf.IndexedSlices) else (t,)
+        known |= set(map(id, parts))
+    for op in operations:
+        for t in op.inputs:
+            is_of_rows = id(t.op) in earlier and id(t.op) in made
+            if is_of_rows and id(t) not in known:
+                raise _of_rows("The inner optimizer, its learning rate or", t)
+
+
+def _made_of(rows: Any) -> set[int]:
+    """ids of the ops behind the rows."""
+    found: set[int] = set()
+    leaves = [t for t in keras.tree.flatten(rows) if t is not None]
+    waiting = [op for t in leaves for op in t.consumers()]
+    while waiting:
+        op = waiting.pop()
+        if id(op) not in found:
+            found.add(id(op))
+            waiting += [use for t in op.outputs for use in t.consumers()]
+    return found
+
+
+def _of_rows(what: str, t: tf.Tensor) -> NotPrivateError:
+    return NotPrivateError(
+        f"{what} a constraint depends on the examples of the batch "
+        f"({t.op.type}, {t.op.name}): a layer kept a tensor, and it was read there. "
+        "What is added behind the clip has no bound and no noise. Compute it from "
+        "weights alone, or make it a part of the loss (add_loss)."
+    )
 
 
 def _handles(variables: Variables) -> set[int]:

@@ -38,6 +38,8 @@ from tensorflow.python.ops import (
 )
 from tensorflow.python.ops.parallel_for import control_flow_ops, pfor
 
+from dp_train.errors import NotPrivateError
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _tracing = threading.RLock()
 
@@ -344,11 +346,15 @@ def _effects_of_node(
     is_of_host = "PyFunc" in node.op
     # They write into the memory of their input, a variable's too (TensorFlow 2.21).
     is_in_place = node.op.startswith("Inplace")
+    is_of_files = node.op in ("ReadFile", "MatchingFiles")
     found = tuple(handle for handle in handles if handle is not None)
-    if is_stateful or calls or is_of_host or is_in_place or found:
+    if any((is_stateful, calls, is_of_host, is_in_place, is_of_files, found)):
         token = node.attr["token"].s.decode() if is_of_host else ""
         function = script_ops._py_funcs._funcs.get(token)
-        yield Effect(op, node.op, node.name, found, function, is_needed)
+        kind = node.op
+        if node.attr["output_stream"].s.startswith(b"file:"):
+            kind += " to a file"
+        yield Effect(op, kind, node.name, found, function, is_needed)
 
 
 def _effects_of_function(
@@ -416,31 +422,13 @@ def symbolic_build(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> No
     model._symbolic_build(data_batch=data if isinstance(data, tuple) else (data,))
 
 
-def batch_specs(model: keras.Model, rows: Any, *, may_vary: bool) -> Any:
-    """Specs of rows with unknown batch axes.
-
-    Args:
-        model: the model that reads them.
-        rows: (x, y, sample_weight).
-        may_vary: other axes that the model declares unknown are so.
-    """
-
-    def spec(t: Any, declared: Any = None) -> tf.TensorSpec:
-        shape = [None, *t.shape[1:]]
-        if declared is not None and len(declared.shape) == len(shape):
-            pairs = zip(shape, declared.shape, strict=True)
-            shape = [None if d is None else s for s, d in pairs]
-        return tf.TensorSpec(shape, t.dtype)
-
-    x, y, sample_weight = keras.tree.map_structure(
-        lambda t: None if t is None else spec(t), rows, none_is_leaf=True
+def batch_specs(rows: Any) -> Any:
+    """Specs of (x, y, sample_weight) with unknown batch axes."""
+    return keras.tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype),
+        rows,
+        none_is_leaf=True,
     )
-    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
-    leaves = keras.tree.flatten(x)
-    if may_vary and len(inputs) == len(leaves):
-        relaxed = map(spec, leaves, inputs)
-        x = keras.tree.map_structure(lambda _: next(relaxed), x)
-    return x, y, sample_weight
 
 
 def guard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
@@ -1057,12 +1045,8 @@ def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """
     traced = tf.function(function, autograph=False)
 
-    def spec(t: Any) -> Any:
-        return None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype)
-
     def call(rows: Any) -> Any:
-        like = keras.tree.map_structure(spec, rows, none_is_leaf=True)
-        return traced.get_concrete_function(like)(rows)
+        return traced.get_concrete_function(batch_specs(rows))(rows)
 
     return call
 
@@ -1074,6 +1058,22 @@ def updates_in_branches(strategy: Any) -> bool:
     """
     is_default = strategy is distribute_lib._get_default_strategy()
     return is_default or isinstance(strategy, tf.distribute.OneDeviceStrategy)
+
+
+def check_captures(graph: Any) -> None:
+    """Refuses a graph that takes tensors of the function around it.
+
+    Raises:
+        NotPrivateError: an update does.
+    """
+    for outside, _ in graph.captures:
+        if tf.is_symbolic_tensor(outside) and outside.dtype != tf.resource:
+            raise NotPrivateError(
+                f"The inner optimizer, its learning rate or a constraint takes a "
+                f"tensor of the step ({outside.name}). What was made of the examples "
+                "would steer the update without noise. Compute it from weights and "
+                "the optimizer's own variables."
+            )
 
 
 def outside_of_tracing(function: Callable[[], Any]) -> Any:

@@ -14,11 +14,14 @@ import tensorflow as tf
 
 from dp_train import arrays, host
 from dp_train.augmentation import Augment, Augmentation, check_multiplicity
-from dp_train.batches import open_batch
+from dp_train.batches import batch_digest, open_batch
 from dp_train.draws import Draws
-from dp_train.gradients.structures import check_dense, map_rows, row_count
+from dp_train.gradients.structures import check_dense, map_rows
 from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
+
+_FEWEST = 2
+"""Rows on which Keras can be run, whatever the model."""
 
 
 class PoissonLoader(keras.utils.PyDataset):
@@ -161,20 +164,30 @@ class PoissonLoader(keras.utils.PyDataset):
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 
-    def _drawn(self, draws: Draws, rows: Any) -> tuple[Any, Any, Any]:
+    def _drawn(self, draws: Draws, rows: Any, fewest: int = 0) -> tuple[Any, Any, Any]:
         """A draw in a pipeline; it pays for a release on the rows as they are here.
 
         Args:
             draws: of these rows.
             rows: (x, y, sample_weight) of all examples, as tensors.
+            fewest: rows; with zeros a batch is filled up to that.
         """
         source = draws.poisson if self._augmentation else draws
         indices = tf.numpy_function(source.indices, [], tf.int64)
         indices.set_shape([None])
-        x, y, sample_weight = map_rows(lambda t: tf.gather(t, indices), rows)
-        if not self._augmentation:
-            return x, y, sample_weight
-        return draws.handed_out((self._augmentation(x), y, sample_weight))
+        found = map_rows(lambda t: tf.gather(t, indices), rows)
+        if self._augmentation:
+            x, y, sample_weight = found
+            found = self._augmentation(x), y, sample_weight
+        if fewest:
+            missing = tf.maximum(fewest - tf.size(indices), 0)
+
+            def filled_up(t: tf.Tensor) -> tf.Tensor:
+                padded = tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1))
+                return tf.ensure_shape(padded, [None, *t.shape[1:]])
+
+            found = map_rows(filled_up, found)
+        return draws.handed_out(found) if self._augmentation else found
 
     def dataset_for(self, optimizer: Any) -> tf.data.Dataset:
         """Batches for the fit of a plain Keras model compiled with a DP optimizer.
@@ -204,18 +217,13 @@ class PoissonLoader(keras.utils.PyDataset):
             sample_weight = np.ones(self.sampling.population, np.float32)
         x, y, sample_weight = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
         sample_weight = host.weights_in_rank_of(y, sample_weight)
-        drawn = Draws(self.sampling, map_rows(np.asarray, (x, y, sample_weight)))
+        drawn = Draws(
+            self.sampling, map_rows(np.asarray, (x, y, sample_weight)), _FEWEST
+        )
         optimizer.sample_by(drawn)
 
         def draw(_: tf.Tensor) -> Any:
-            found = self._drawn(drawn, (x, y, sample_weight))
-            missing = tf.maximum(2 - row_count(found), 0)
-
-            def filled_up(t: tf.Tensor) -> tf.Tensor:
-                padded = tf.pad(t, [[0, missing]] + [[0, 0]] * (t.shape.rank - 1))
-                return tf.ensure_shape(padded, [None, *t.shape[1:]])
-
-            return map_rows(filled_up, found)
+            return self._drawn(drawn, (x, y, sample_weight), _FEWEST)
 
         return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
 
@@ -223,8 +231,7 @@ class PoissonLoader(keras.utils.PyDataset):
         """An epoch of batches for a custom loop, each good for one release."""
         for _ in range(len(self)):
             rows = self._draw()
-            count = len(next(t for t in keras.tree.flatten(rows) if t is not None))
-            number = open_batch(count)
+            number = open_batch(batch_digest(rows), self.sampling)
             yield Batch(*rows, self.sampling, number, self.copies)
 
 

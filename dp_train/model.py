@@ -17,11 +17,11 @@ from accounting import (
     PrivacyReport,
     privacy_report,
 )
-from dp_train import host, host_files, looking, model_checks
+from dp_train import effects, host, host_files, looking, model_checks
 from dp_train.announcement import announce, delta_of
 from dp_train.augmentation import Augment
 from dp_train.clipping import check_l2_norm_clip
-from dp_train.draws import digest_of
+from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.choose import Plan
 from dp_train.gradients.copies import for_metrics
@@ -59,7 +59,6 @@ from dp_train.private_state import (
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.saved_ledger import InCheckpoints
-from dp_train.sizes import FixedSizes
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -254,8 +253,11 @@ class PrivateTraining(InCheckpoints, _Mixin):
         seen = for_metrics((x, y, sample_weight), outputs, state.copies)
         logs = host.update_metrics(self, *seen)
         made = graph.get_operations()
-        check_sum(self, made[start:summed], [*gradients, *data_free])
+        check_sum(self, made[start:summed], gradients, data_free, data)
         check_step(self, made[summed:released], made[released:])
+        effects.check_inputs(
+            made[summed:released], data, allowed=[*gradients, digest], before=summed
+        )
         return logs
 
     # --------------------------------------------------------------- Keras's own calls
@@ -391,7 +393,6 @@ class PrivateTraining(InCheckpoints, _Mixin):
             data, example, spec = peeked(x)
             copies = 1
             check_dense(example)
-            self._privacy.sizes = FixedSizes()
             rows = int(row_count(example))
             sampling = UnverifiedSampling(self.optimizer.expected_batch_size or rows)
             planned = steps_per_epoch or length(data)
@@ -596,8 +597,8 @@ def clipped_gradients(
     is_drawn = isinstance(x, Batch)
     copies = 1
     if is_drawn:
-        sampling, copies = x.sampling, x.copies
-        x, y, sample_weight = x.take()
+        copies = x.copies
+        (x, y, sample_weight), sampling = x.take()
     else:
         sampling = UnverifiedSampling(expected_batch_size or _static_rows(x))
     rows = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
@@ -614,11 +615,9 @@ def clipped_gradients(
         @host.while_tracing
         def compute(rows: Any) -> Any:
             gradients, data_free, _ = clipped_sum_of(model, rows, clip)
+            made = tf.compat.v1.get_default_graph().get_operations()
             check_sum(
-                model,
-                tf.compat.v1.get_default_graph().get_operations(),
-                [*gradients, *data_free],
-                may_only_read=model.weights,
+                model, made, gradients, data_free, rows, may_only_read=model.weights
             )
             return gradients, data_free
 

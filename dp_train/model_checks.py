@@ -157,7 +157,8 @@ def check_state_updates(
 
 def metric_variables(model: keras.Model) -> list[keras.Variable]:
     """What metrics write: not the weights of the model that they may hold."""
-    weights = {id(v) for layer in host.sublayers(model) for v in layer.weights}
+    weights = {id(v) for v in model.weights}
+    weights |= {id(v) for layer in host.sublayers(model) for v in layer.weights}
     return [v for v in model.metrics_variables if id(v) not in weights]
 
 

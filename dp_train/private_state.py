@@ -111,27 +111,36 @@ def _objective(model: Any) -> Objective:
 
 
 def check_sum(
-    model: Any, operations: Sequence[tf.Operation], results: Any, **kwargs: Any
+    model: Any,
+    operations: Sequence[tf.Operation],
+    gradients: Any,
+    data_free: Any,
+    rows: Any,
+    **kwargs: Any,
 ) -> None:
     """Refuses a clipped sum that does more than to compute.
 
     Args:
         model: a private model.
         operations: that made the sum.
-        results: gradients, and what else is released.
+        gradients: clipped and summed.
+        data_free: gradients of the penalties.
+        rows: that the step was given.
         kwargs: of effects.check.
 
     Raises:
-        NotPrivateError: it changes something, or reads what metrics wrote.
+        NotPrivateError: it changes something, or reads what metrics wrote, or a penalty
+            depends on the rows.
     """
     effects.check(
         operations,
         what=lambda _: "The forward pass, the loss or a penalty",
         may_write=model._privacy.owing.state,
         may_not_read=model_checks.metric_variables(model),
-        readers=ancestors(tensors(results)),
+        readers=ancestors(tensors((gradients, data_free))),
         **kwargs,
     )
+    effects.check_free_of(data_free, rows)
 
 
 def check_step(model: Any, release: Any, metrics: Any) -> None:
@@ -252,10 +261,7 @@ def prepare(
     is_ready_made = isinstance(sampling, UnverifiedSampling)
     if is_ready_made:
         state.sizes.check(example if spec is None else spec)
-    may_vary = spec is None and not is_ready_made
-    batches = host.batch_specs(
-        model, example if spec is None else spec, may_vary=may_vary
-    )
+    batches = host.batch_specs(example if spec is None else spec)
     flat_batches = flat_specs(batches, copies)
     host.symbolic_build(model, *flat_batches)
     own_weights(model)

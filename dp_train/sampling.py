@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from accounting import Event, PoissonSampledEvent, UnverifiedSamplingEvent
+from dp_train.errors import NotPrivateError
 
 
 def _fresh_generator() -> np.random.Generator:
@@ -70,7 +71,17 @@ class PoissonSampling:
         return PoissonSampledEvent(self.sampling_probability, release)
 
     def pay(self, digest: int | None) -> None:
-        """Nothing to do: a custom loop takes each Batch once."""
+        """Refuses: that something is drawn so does not show what was drawn.
+
+        Raises:
+            NotPrivateError: always; Draws and UsedDraw know of draws.
+        """
+        raise NotPrivateError(
+            "A release was about to be charged as Poisson sampled, and nothing shows "
+            "that its rows were drawn so. Other rows would earn an epsilon that is "
+            "not theirs. Pass the loader to fit, loader.dataset_for(optimizer) to the "
+            "fit of a plain model, or a Batch of the loader to clipped_gradients."
+        )
 
     def indices(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[n] distinct indices in [0, N), in random order; n may be 0."""

@@ -126,14 +126,14 @@ class Batch:
     number: int = field(repr=False)
     copies: int = 1
 
-    def take(self) -> tuple[Any, Any, Any]:
-        """(x, y, sample_weight), once.
+    def take(self) -> tuple[tuple[Any, Any, Any], Sampling]:
+        """((x, y, sample_weight), how they were drawn), once.
 
         Raises:
             NotPrivateError: the batch, or a copy of it, was already used; a second
-                release from the same draw is not a fresh Poisson sample. Or it has more
-                rows than were drawn. Or a function is being traced, which would run on
-                this one draw again and again.
+                release from the same draw is not a fresh Poisson sample. Or its rows
+                are others than were drawn. Or a function is being traced, which would
+                run on this one draw again and again.
         """
         if not tf.executing_eagerly():
             raise NotPrivateError(
@@ -142,10 +142,8 @@ class Batch:
                 "samples. Call clipped_gradients outside of tf.function: it is "
                 "compiled by itself."
             )
-        rows = (self.x, self.y, self.sample_weight)
-        sizes = {len(t) for t in keras.tree.flatten(rows) if t is not None}
-        take_batch(self.number, max(sizes))
-        return self.x, self.y, self.sample_weight
+        rows = self.x, self.y, self.sample_weight
+        return rows, take_batch(self.number, rows)
 
 
 class Debtor(Protocol):

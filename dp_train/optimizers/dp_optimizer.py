@@ -20,9 +20,10 @@ import tensorflow as tf
 
 from accounting import GaussianEvent, Ledger
 from dp_train import effects, host, looking
-from dp_train.announcement import announce, delta_of, steps_of
+from dp_train.announcement import announce, delta_of, is_first_trace, steps_of
 from dp_train.clipping import check_is_real, check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
+from dp_train.gradients.structures import tensors
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -235,6 +236,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
         graph = tf.function(update, autograph=False).get_concrete_function().graph
         known = [*variables, *self.variables]
+        host.check_captures(graph)
         effects.check(
             graph.get_operations(),
             what=lambda _: "The inner optimizer, its learning rate or a constraint",
@@ -425,20 +427,18 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         self._announce_fit()
         if not self.built:
             self.build(variables)
-        with tf.control_dependencies([step.batch]):
+        with tf.control_dependencies(tensors(step.rows)[:1]):
             self.release(step.clipped_sum)
         step.check(self)
 
     def _announce_fit(self) -> None:
         """Says what the fit of a plain model will do, when its step is traced."""
         fit, sampling = host.running_fit(), self.account.sampling
-        if fit is None or sampling is None:
+        if fit is None or sampling is None or not is_first_trace(fit):
             return
         population = getattr(sampling, "population", None)
-        # Of a loader that counts, no draw is asked for here.
-        drawn = getattr(sampling, "poisson", sampling)
         announce(
-            drawn.event(GaussianEvent(self._known_noise_multiplier())),
+            sampling.event(GaussianEvent(self._known_noise_multiplier())),
             steps_of(fit),
             self.l2_norm_clip,
             self.ledger,

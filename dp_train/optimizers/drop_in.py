@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from dp_train import effects, host, looking
-from dp_train.draws import digest_of
+from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
 from dp_train.gradients.coupled import check_loss_is_of_one_example
@@ -41,13 +41,13 @@ class StepInFit(NamedTuple):
 
     Attributes:
         clipped_sum: to be released.
-        batch: a tensor of it: the charge has to wait for its draw.
+        rows: the batch; the charge has to wait for its draw.
         metrics: what metrics write.
         start, end: numbers of ops before and after the clipped sum was made.
     """
 
     clipped_sum: ClippedSum
-    batch: tf.Tensor
+    rows: Any
     metrics: list[keras.Variable]
     start: int
     end: int
@@ -66,6 +66,11 @@ class StepInFit(NamedTuple):
             may_write=[*clipped_sum.variables, *optimizer.variables],
             may_not_read=self.metrics,
             readers=ancestors(tensors(summed)) | set(map(id, operations[self.end :])),
+        )
+        rows, allowed = self.rows, [*clipped_sum.gradients, clipped_sum.digest]
+        effects.check_free_of(clipped_sum.data_free_gradients, rows)
+        effects.check_inputs(
+            operations[self.end :], rows, allowed=allowed, before=self.end
         )
 
 
@@ -143,7 +148,7 @@ def clipped_sum_in_fit(
         is_reached=is_reached,
     )
     end = len(_graph().get_operations())
-    return StepInFit(clipped_sum, tensors(rows)[0], metrics, start, end)
+    return StepInFit(clipped_sum, rows, metrics, start, end)
 
 
 def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:

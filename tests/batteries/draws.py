@@ -78,6 +78,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "other rows": lambda data: data.map(
         lambda x, y: (x + tf.cast(tf.random.uniform([]), x.dtype), y)
     ),
+    "one entry": lambda data: data.map(
+        lambda x, y: (x + tf.one_hot(3, 4) * tf.reduce_max(x), y)
+    ),
     "batched anew": lambda data: data.unbatch().batch(5),
 }
 
@@ -171,17 +174,31 @@ def _multiplied(batch: Any) -> Any:
     return dataclasses.replace(batch, x=x, y=y)
 
 
-COPIES = {"copied": _copied, "replaced": _replaced, "multiplied": _multiplied}
+def _exchanged(batch: Any) -> Any:
+    return dataclasses.replace(batch, x=np.repeat(_rows()[0][:1], len(batch.x), 0))
+
+
+def _cut(batch: Any) -> Any:
+    return dataclasses.replace(batch, x=batch.x[:, :3])
+
+
+COPIES = {
+    "copied": _copied,
+    "replaced": _replaced,
+    "multiplied": _multiplied,
+    "exchanged": _exchanged,
+    "cut": _cut,
+}
 
 
 def assert_copies_of_a_batch_do_not_pay_again(way: str) -> None:
-    """In a custom loop each draw pays once, for as many rows as were drawn."""
+    """In a custom loop each draw pays once, for the rows that were drawn."""
     model = dp_train.make_private(Base())
     model.compile(loss="mse")
     for batch in dp_train.PoissonLoader(*_rows(), batch_size=BATCH):
         other = COPIES[way](batch)
         try:
-            if way != "multiplied":
+            if way in ("copied", "replaced"):
                 dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
             dp_train.clipped_gradients(model, other, l2_norm_clip=1.0)
         except dp_train.NotPrivateError:

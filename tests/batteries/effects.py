@@ -66,6 +66,55 @@ WAYS = (
 )
 
 
+class Remembers(keras.layers.Layer):
+    """Keeps a tensor of its inputs for each graph, for others to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "kept", {})
+
+    def call(self, x: Any) -> Any:
+        self.kept[tf.compat.v1.get_default_graph()] = tf.reduce_mean(x)
+        return x
+
+    @property
+    def last(self) -> Any:
+        """Of this graph, or of the one around it."""
+        graph: Any = tf.compat.v1.get_default_graph()
+        while graph not in self.kept and hasattr(graph, "outer_graph"):
+            graph = graph.outer_graph
+        return self.kept.get(graph, 0.0)
+
+
+def _row_mean_read_by(reader: str) -> tuple[keras.Model, Any]:
+    """(model, learning rate): a mean of the rows is read behind the clip."""
+    layer = Remembers()
+
+    def penalty(weight: Any) -> Any:
+        return keras.ops.sum(weight) * layer.last
+
+    def constraint(weight: Any) -> Any:
+        return weight + layer.last
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return layer.last
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    dense = keras.layers.Dense(
+        1,
+        kernel_regularizer=penalty if reader == "regularizer" else None,
+        kernel_constraint=constraint if reader == "constraint" else None,
+    )
+    model = keras.Sequential([keras.Input((FEATURES,)), layer, dense])
+    return model, Rate() if reader == "schedule" else 0.1
+
+
+KEEPERS = ("regularizer", "constraint", "schedule")
+
+
 class _ReadingRate(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, metric: Any) -> None:
         self.metric = metric
@@ -160,4 +209,13 @@ def assert_metrics_steer_nothing(path: str, reader: str) -> None:
     _assert_refused(
         lambda: _train(path, model, loss, rate, metric),
         f"{path}: the {reader} read a metric of the rows.",
+    )
+
+
+def assert_rows_steer_nothing_behind_the_clip(path: str, reader: str) -> None:
+    """A tensor of the rows that a layer kept is read by no part of the update."""
+    model, rate = _row_mean_read_by(reader)
+    _assert_refused(
+        lambda: _train(path, model, "mse", rate, None),
+        f"{path}: the {reader} read a mean of the rows.",
     )

@@ -352,7 +352,9 @@ def test_a_plain_model_gets_no_copies():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"augment": noisy}, {"augmentation_multiplicity": 2}], ids=str
+    "arguments",
+    [{"augment": noisy}, {"augmentation_multiplicity": 2}],
+    ids=["augment", "augmentation_multiplicity"],
 )
 def test_fit_augments_arrays_only(arguments):
     ready_made = tf.data.Dataset.from_tensor_slices(data()).batch(20)

@@ -578,25 +578,6 @@ def test_arrays_of_a_loader_settle_open_sizes_in_custom_loops_too():
     assert model.privacy_plan().engine == "bookkeeping"
 
 
-def test_sizes_that_vary_between_batches_stay_open(caplog):
-    model = keras.Sequential(
-        [keras.Input((None, 3)), layers.LSTM(2, unroll=False), layers.Dense(1)]
-    )
-    model = compiled(model, loss="mse")
-
-    def batches():
-        while True:
-            for steps in (2, 3):
-                yield np.ones((4, steps, 3), "float32"), np.ones((4, 1), "float32")
-
-    model.fit(batches(), steps_per_epoch=4, verbose=0)
-    assert model.privacy_ledger.total == 4
-    refused = dict(model.privacy_plan().refused)
-    assert "unknown number of steps" in refused["bookkeeping"]
-    # What a map of TensorFlow cannot do is told once, in the plan.
-    assert "pfor" not in caplog.text
-
-
 def test_model_that_no_engine_step_can_mend_falls_back_and_the_plan_says_why():
     builder = lambda: series(layers.Dense(2, activity_regularizer="l2"))  # noqa: E731
     model = private(builder(), gradients="auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import keras
@@ -12,7 +13,8 @@ import tensorflow as tf
 from models import compiled, data
 
 import dp_train
-from dp_train.draws import Draws, digest_of
+from dp_train.digests import digest_of
+from dp_train.draws import Draws
 from dp_train.sampling import PoissonSampling
 from tests.batteries.draws import (
     COPIES,
@@ -20,6 +22,7 @@ from tests.batteries.draws import (
     assert_copies_of_a_batch_do_not_pay_again,
     assert_rows_that_were_not_drawn_make_no_step,
 )
+from tests.batteries.training import drawing
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -88,18 +91,70 @@ def test_the_step_and_the_draw_make_the_same_digest(dtype, structure):
             draws.pay(int(digest_of(batch)))
 
 
-def test_rows_of_weight_0_are_no_examples_and_copies_of_others_are_noticed():
-    x, y = np.zeros((2, 3), "float32"), np.zeros(2)
-    one = [np.array([0])] * 2
-    digests = [
-        int(digest_of(taken((x, y, w), i)))
-        for w, i in [
-            (np.array([1.0, 0.0]), np.array([0, 1])),
-            (np.array([1.0, 0.0]), one[0]),
-            (np.array([1.0, 1.0]), np.array([0, 1])),
-        ]
+def test_every_word_of_every_row_is_in_the_digest():
+    x, y = np.zeros((2, 30), "float32"), np.zeros(2)
+    before = int(digest_of(taken((x, y, None), [0, 1])))
+    for column in range(30):
+        changed = x.copy()
+        changed[1, column] = 1e-3
+        assert int(digest_of(taken((changed, y, None), [0, 1]))) != before
+
+
+def test_copies_of_rows_of_weight_0_are_noticed_too():
+    rows = np.ones((2, 3), "float32"), np.ones(2), np.array([1.0, 0.0], "float32")
+    once, twice = (int(digest_of(taken(rows, i))) for i in ([0, 1], [0, 1, 1]))
+    assert once != twice
+
+
+def test_sizes_that_are_known_late_give_the_same_digest():
+    rows = taken((np.arange(12.0).reshape(3, 4), np.arange(3), None), [0, 1, 2])
+    like = [tf.TensorSpec([None, None], tf.float64), tf.TensorSpec([None], tf.int64)]
+    late = tf.function(lambda x, y: digest_of((x, y, None)), input_signature=like)
+    assert int(late(*rows[:2])) == int(digest_of(rows))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_batches_that_are_filled_up_for_keras_pay_as_they_are(size):
+    x, y, w = np.ones((4, 2), "float32"), np.ones(4), np.ones(4, "float32")
+    draws = Draws(PoissonSampling(4, 2), (x, y, w), fewest=2)
+    with drawing(np.arange(size)):
+        indices = draws.indices()
+    missing = max(0, 2 - size)
+    padded = [
+        np.concatenate([a[indices], np.zeros_like(a[:missing])]) for a in (x, y, w)
     ]
-    assert digests[0] == digests[1] != digests[2]
+    draws.pay(int(digest_of(tuple(map(tf.constant, padded)))))
+
+
+def test_arrays_of_another_byte_order_train():
+    x, y = data()
+    model = compiled()
+    model.fit(x.astype(">f4"), y.astype(">i4"), batch_size=20, verbose=0)
+    assert model.privacy_ledger.total == 3
+
+
+def test_the_sampling_of_a_batch_is_that_of_its_draw():
+    x, y = data()
+    model = compiled()
+    loaders = [dp_train.PoissonLoader(x, y, batch_size=b) for b in (30, 1)]
+    batch = next(iter(loaders[0]))
+    other = dataclasses.replace(batch, sampling=loaders[1].sampling)
+    clipped = dp_train.clipped_gradients(model, other, l2_norm_clip=1.0)
+    optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+    (release,) = model.privacy_ledger.releases
+    assert release.event.sampling_probability == 0.5
+
+
+def test_a_sampling_alone_pays_for_nothing():
+    x, y = data()
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    optimizer.sample_by(dp_train.PoissonLoader(x, y, batch_size=1).sampling)
+    with pytest.raises(tf.errors.UnknownError, match="nothing\\s+shows"):
+        model.fit(x, y, batch_size=60, shuffle=False, verbose=0)
+    assert optimizer.ledger.total == 0
 
 
 def test_each_fit_draws_anew_and_the_step_is_not_traced_again():

@@ -12,11 +12,13 @@ import dp_train
 from dp_train import effects, host
 from dp_train.errors import NotPrivateError
 from tests.batteries.effects import (
+    KEEPERS,
     PATHS,
     READERS,
     WAYS,
     assert_metrics_steer_nothing,
     assert_no_state_is_kept_on_the_side,
+    assert_rows_steer_nothing_behind_the_clip,
 )
 
 
@@ -35,6 +37,62 @@ def test_no_path_lets_python_keep_a_state(path):
 @pytest.mark.parametrize("path", PATHS)
 def test_metrics_steer_nothing(path, reader):
     assert_metrics_steer_nothing(path, reader)
+
+
+@pytest.mark.parametrize("reader", KEEPERS)
+@pytest.mark.parametrize("path", ["fit", "plain fit"])
+def test_rows_steer_nothing_behind_the_clip(path, reader):
+    assert_rows_steer_nothing_behind_the_clip(path, reader)
+
+
+def test_rows_steer_no_penalty_of_a_custom_loop():
+    assert_rows_steer_nothing_behind_the_clip("custom loop", "regularizer")
+
+
+class Hoards(keras.metrics.Metric):
+    """Writes the mean of the labels into a weight of the model itself."""
+
+    def __init__(self, weight, **kwargs):
+        super().__init__(**kwargs)
+        self.weight = weight
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.weight.assign(keras.ops.mean(keras.ops.cast(y_true, "float32")))
+
+    def result(self):
+        return keras.ops.convert_to_tensor(self.weight)
+
+
+def test_a_metric_writes_into_no_weight_of_the_model_itself():
+    class Owner(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+            self.kept = self.add_weight(shape=(), trainable=False, name="kept")
+
+        def call(self, x):
+            return self.dense(x)
+
+    built = Owner()
+    model, before = compiled(built, metrics=[Hoards(built.kept)]), float(built.kept)
+    with pytest.raises(NotPrivateError, match="kept"):
+        model.fit(*data(), batch_size=30, verbose=0)
+    assert float(built.kept) == before
+
+
+def test_files_are_neither_written_nor_read_in_a_step(tmp_path):
+    def printed(x):
+        tf.print(tf.reduce_mean(x), output_stream=f"file://{tmp_path}/kept")
+        return x
+
+    def read(x):
+        text = tf.io.read_file(f"{tmp_path}/kept")
+        return x * tf.strings.to_number(text)
+
+    with pytest.raises(NotPrivateError, match="PrintV2 to a file"):
+        check(of(printed, ROWS))
+    with pytest.raises(NotPrivateError, match="ReadFile"):
+        check(of(read, ROWS))
 
 
 def of(function, *specs):

@@ -32,15 +32,26 @@ def test_other_sizes_than_those_of_the_first_batch_are_refused():
         sizes.check((np.zeros((4, 5)), np.zeros((4, 2)), None))
 
 
-def test_sizes_that_are_fixed_in_a_fit_may_be_others_in_the_next():
+def test_sizes_are_fixed_from_fit_to_fit_until_the_model_is_compiled_again():
     model = padding.model()
+
+    def fit(length):
+        rows = padding.tokens(length)
+        data = tf.data.Dataset.from_tensor_slices(rows).batch(4)
+        model.fit(data, verbose=0)
+
     with padding.without_noise():
-        for length in (6, 9):
-            rows = padding.tokens(length)
-            model.fit(tf.data.Dataset.from_tensor_slices(rows).batch(4), verbose=0)
-            fixed = tf.data.Dataset.from_tensors(rows)
-            model.fit(fixed.map(lambda *t: t), verbose=0)
-    assert model.privacy_ledger.total == 10
+        fit(6)
+        fit(6)
+        spent = model.privacy_ledger.total
+        with pytest.raises(dp_train.NotPrivateError, match="compile again"):
+            fit(9)
+        assert model.privacy_ledger.total == spent
+        model.compile(
+            dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=0.0), loss="mse"
+        )
+        fit(9)
+    assert model.privacy_ledger.total > spent
 
 
 def test_compiling_again_lets_a_custom_loop_go_on_with_other_sizes():

@@ -13,6 +13,7 @@ from models import compiled, data
 import dp_train
 from accounting import UnverifiedSamplingEvent
 from dp_train import host
+from tests.batteries.threads import assert_one_model_trains_once_at_a_time
 
 
 def grouped():
@@ -95,32 +96,7 @@ def test_another_thread_keeps_the_converters_of_tensorflow():
 
 
 def test_one_model_trains_once_at_a_time():
-    started, go_on = threading.Event(), threading.Event()
-
-    class Waits(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            started.set()
-            assert go_on.wait(60)
-
-    model = compiled()
-
-    def second():
-        started.wait(60)
-        try:
-            with pytest.raises(dp_train.NotPrivateError, match="once at a time"):
-                model.fit(*data(), batch_size=1, steps_per_epoch=1, verbose=0)
-            with pytest.raises(dp_train.NotPrivateError, match="once at a time"):
-                model.train_on_batch(*data())
-        finally:
-            go_on.set()
-
-    def first():
-        model.fit(*data(), batch_size=60, epochs=2, verbose=0, callbacks=[Waits()])
-
-    assert in_threads(first, second) == []
-    (release,) = model.privacy_ledger.releases
-    assert release.count == 2
-    assert release.event.sampling_probability == 1.0
+    assert_one_model_trains_once_at_a_time()
 
 
 class TrainsOnBatch(keras.callbacks.Callback):

@@ -205,6 +205,10 @@ def python_in_the_step() -> Any:
     return mock.patch.object(host, "is_own_call", lambda function: True)
 
 
+def rows_in_penalties() -> Any:
+    return mock.patch.object(effects, "check_free_of", lambda results, rows: None)
+
+
 def metrics_read() -> Any:
     check = effects.check
 
@@ -318,6 +322,12 @@ MUTANTS = {
         python_in_the_step,
         "effects: state",
         "a mean of the rows was kept",
+    ),
+    "rows in penalties": Mutant(
+        "A regularizer may depend on the rows, though it is added after the noise.",
+        rows_in_penalties,
+        "effects: rows",
+        "the regularizer read a mean of the rows",
     ),
     "metrics read": Mutant(
         "The loss may read what a metric wrote about the rows.",

@@ -13,6 +13,7 @@ import numpy as np
 from accounting import GaussianEvent, Ledger, PoissonSampledEvent
 from dp_train import sampling, values
 from dp_train.draws import Draws
+from dp_train.model import PrivateTraining
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import PrivacyState
 from dp_train.sampling import PoissonSampling, UnverifiedSampling
@@ -169,7 +170,18 @@ def batches_not_numbered() -> Any:
     return mock.patch.object(values, "take_batch", lambda number, rows: None)
 
 
+def two_fits_at_once() -> Any:
+    fit: Any = PrivateTraining.fit
+    return mock.patch.object(PrivateTraining, "fit", fit.__wrapped__)
+
+
 MUTANTS = {
+    "two fits at once": Mutant(
+        "A second thread may begin a fit of a model that is being trained.",
+        two_fits_at_once,
+        "threads",
+        "Two fits of one model ran at once",
+    ),
     "draw pays again": Mutant(
         "A draw pays for every step on its rows.",
         draw_pays_again,

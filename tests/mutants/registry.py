@@ -21,6 +21,7 @@ from tests.batteries import (
     sampler,
     sensitivity,
     steering,
+    threads,
     transform,
     weights,
 )
@@ -75,12 +76,16 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "draws: rows of a batch": lambda: draws.assert_copies_of_a_batch_do_not_pay_again(
         "multiplied"
     ),
+    "threads": threads.assert_one_model_trains_once_at_a_time,
     "augmentation: sensitivity": lambda: (
         augmented.assert_one_example_moves_the_sum_by_at_most_the_clip("bookkeeping")
     ),
     "augmentation: seeds": augmented.assert_no_seed_decides_what_examples_become,
     "effects: state": lambda: effects.assert_no_state_is_kept_on_the_side(
         "fit", "py_function"
+    ),
+    "effects: rows": lambda: effects.assert_rows_steer_nothing_behind_the_clip(
+        "fit", "regularizer"
     ),
     "effects: metrics": lambda: effects.assert_metrics_steer_nothing("fit", "loss"),
     "effects: metrics of a plain model": lambda: effects.assert_metrics_steer_nothing(
