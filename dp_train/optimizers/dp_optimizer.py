@@ -42,6 +42,15 @@ from dp_train.saved_ledger import InCheckpoints
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum, Sampling
 
+_SEE_GRADIENTS = (
+    "apply",
+    "apply_clipped_sum",
+    "apply_gradients",
+    "release",
+    "scale_loss",
+    "stateless_apply",
+)
+"""Methods of a DP optimizer that are given gradients, or a loss, without noise."""
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
 
@@ -97,6 +106,22 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         >>> optimizer.noise_multiplier
         1.1
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass may add arguments; what becomes of gradients stays as it is.
+
+        Raises:
+            TypeError: it overrides a method that sees gradients without noise.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in _SEE_GRADIENTS:
+            if getattr(cls, name) is not getattr(DPOptimizer, name):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}, which is given gradients "
+                    "without noise. What it did with them no noise would cover. Write "
+                    "the update as a keras.optimizers.Optimizer and pass it as "
+                    "DPOptimizer(inner, ...): it gets noised gradients."
+                )
 
     l2_norm_clip: Fixed[float] = Fixed()
     target_epsilon: Fixed[float | None] = Fixed()

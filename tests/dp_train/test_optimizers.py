@@ -284,3 +284,10 @@ def test_update_of_large_weights_is_compiled_and_stays_what_it_is(ours, monkeypa
     assert counts == [3, 3]
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["apply", "release", "apply_gradients"])
+def test_no_subclass_gets_gradients_without_noise(name):
+    with pytest.raises(TypeError, match=f"overrides {name}.*DPOptimizer.inner"):
+        type("Curious", (dp_train.DPSGD,), {name: lambda self, *args: None})
+    type("Named", (dp_train.DPSGD,), {})
