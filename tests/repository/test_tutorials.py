@@ -30,7 +30,7 @@ def test_first_private_model_trains_compares_and_says_what_to_do_next(tmp_path):
     printed = run("tutorials/01_first_private_model.py", cwd=tmp_path)
 
     for landmark in (
-        "epsilon: 0.9999",
+        "epsilon: 1.0000",
         "with privacy",
         "without privacy",
         "Privacy statement: epsilon between 0.9999 and 1 at delta 1e-05",
