@@ -328,11 +328,15 @@ def test_layer_that_may_mix_never_sees_a_whole_batch(layer):
     try:
         plan = trained(model)
     except dp_train.NotPrivateError as refusal:
-        assert "mixes examples" in str(refusal)
+        reasons = "mixes examples", "by tf.random"
+        assert any(reason in str(refusal) for reason in reasons)
     else:
         why = dict(plan.alone).get(mixing, "")
         is_alone = "mix" in why or "same numbers" in why
         assert is_alone or plan.engine in ("vectorized", "loop")
+
+
+WHY_NOT = "mix|sizes|shape|same numbers|by tf.random|runs Python"
 
 
 class Inline(keras.Model):
@@ -363,7 +367,7 @@ def test_engine_asked_for_by_name_refuses_a_model_that_may_mix(layer):
     model = dp_train.make_private(
         compiled(Inline(layer()), loss=loss()), gradients="bookkeeping"
     )
-    with pytest.raises(dp_train.NotPrivateError, match="mix|sizes|shape|same numbers"):
+    with pytest.raises(dp_train.NotPrivateError, match=WHY_NOT):
         trained(model)
 
 
@@ -456,7 +460,8 @@ def test_layers_that_keep_examples_apart_are_proved_to(stack):
 )
 def test_draws_of_a_key_that_is_not_one_of_the_step_are_refused(move):
     plan = trained(private(DrawsOfOneKey(move)))
-    assert plan.engine != "bookkeeping"
+    # For one example at a time, a fixed key tells nothing of the others.
+    assert plan.alone or plan.engine != "bookkeeping"
 
 
 # ----------------------------------------------------------------- state between steps
@@ -476,7 +481,7 @@ class RawState(layers.Layer):
 
 
 def test_state_in_a_raw_variable_is_refused():
-    with pytest.raises(dp_train.NotPrivateError, match=r"writes to a tf\.Variable"):
+    with pytest.raises(dp_train.NotPrivateError, match="writes to a variable"):
         trained(private(RawState()))
 
 
@@ -547,7 +552,7 @@ class StridedState(layers.Layer):
 
 
 def test_state_that_is_written_through_a_slice_is_refused():
-    with pytest.raises(dp_train.NotPrivateError, match="tf.Variable"):
+    with pytest.raises(dp_train.NotPrivateError, match="writes to a variable"):
         trained(private(StridedState()))
 
 
