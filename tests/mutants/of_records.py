@@ -12,6 +12,7 @@ import numpy as np
 
 from accounting import GaussianEvent, Ledger, PoissonSampledEvent
 from dp_train import sampling, values
+from dp_train.batches import UsedDraw
 from dp_train.draws import Draws
 from dp_train.model import PrivateTraining
 from dp_train.optimizers.dp_optimizer import DPOptimizer
@@ -167,7 +168,11 @@ def draws_only_counted() -> Any:
 
 
 def batches_not_numbered() -> Any:
-    return mock.patch.object(values, "take_batch", lambda number, rows: None)
+    def take(number: int, rows: Any) -> UsedDraw:
+        del number, rows
+        return UsedDraw(PoissonSampling(200, 20))
+
+    return mock.patch.object(values, "take_batch", take)
 
 
 def two_fits_at_once() -> Any:
