@@ -16,7 +16,7 @@ from dp_train.gradients.objective import Objective
 from dp_train.gradients.structures import accumulate, map_rows, row_count
 from dp_train.kernels import factored
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import Mutant, without_checks_of_inputs
 
 _sum_clipped = clipping.sum_clipped
 
@@ -150,6 +150,7 @@ def divisor_of_actual_rows() -> Iterator[None]:
         apply(self, clipped, *rest)
 
     with (
+        without_checks_of_inputs(),
         mock.patch.object(choose, "clipped_sum", counting),
         mock.patch.object(DPOptimizer, "release", dividing),
     ):
@@ -203,13 +204,6 @@ def mask_that_knows_the_number_of_rows() -> Any:
 
 def python_in_the_step() -> Any:
     return mock.patch.object(host, "is_own_call", lambda function: True)
-
-
-def rows_in_penalties() -> Any:
-    def ignore(*given: Any, **named: Any) -> None:
-        del given, named
-
-    return mock.patch.multiple(effects, check_free_of=ignore, check_inputs=ignore)
 
 
 def metrics_read() -> Any:
@@ -328,7 +322,7 @@ MUTANTS = {
     ),
     "rows in penalties": Mutant(
         "A regularizer may depend on the rows, though it is added after the noise.",
-        rows_in_penalties,
+        without_checks_of_inputs,
         "effects: rows",
         "the regularizer read a mean of the rows",
     ),
