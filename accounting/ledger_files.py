@@ -92,7 +92,7 @@ def _in_json(text: str, path: str) -> Iterator[str]:
 
 
 def _in_hdf5(file: Any, path: str) -> Iterator[str]:
-    """Data sets with the name "ledger": the JSON itself, or an object that has it."""
+    """Data sets with the name "ledger"."""
     try:
         import h5py
     except ModuleNotFoundError:
@@ -118,6 +118,4 @@ def _in_hdf5(file: Any, path: str) -> Iterator[str]:
             " copy."
         ) from None
     for data in found:
-        content = json.loads(data)
-        inner = content.get("ledger", content) if isinstance(content, dict) else content
-        yield json.dumps(inner)
+        yield data.decode()

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from accounting.accountant import Accountant, Bounds
@@ -38,8 +38,6 @@ _NAMES = {
     "plan": "of the whole plan, if stopping was decided on results",
     "odometer": "wherever one stops, whatever is decided on results",
 }
-# What a ledger does not show, and whoever asks for a report may know.
-_NOT_IN_LEDGERS = ("changed_elsewhere",)
 # What only a plan needs to say.
 _OF_PLANS = ("no_tight_bound", "shuffling", "own_step", "plan_only")
 
@@ -207,7 +205,6 @@ def privacy_report(
     relation: NeighboringRelation | None = None,
     population: int | None = None,
     accountant: Callable[[NeighboringRelation], Accountant] = DefaultAccountant,
-    further_caveats: Collection[str] = (),
     max_examples_per_user: int = 1,
 ) -> PrivacyReport:
     """States what a ledger's releases reveal about one example.
@@ -218,7 +215,6 @@ def privacy_report(
         relation: None means the strongest that has a bound for the ledger.
         population: number of examples, if it may be published.
         accountant: relation -> accountant.
-        further_caveats: ids of limits that a ledger does not show.
         max_examples_per_user: the most examples of one person, to protect persons.
 
     Returns:
@@ -251,6 +247,9 @@ def privacy_report(
         "delta_too_large": population is not None and delta >= 1 / population,
         "unverified_sampling": is_unverified,
         "chosen_by_looking": _may_be_steered(ledger),
+        "changed_elsewhere": any(
+            remark.caveat == "changed_elsewhere" for remark in ledger.remarks
+        ),
         "several_deltas": bool(_other_deltas(ledger, delta)),
         "one_person": users == 1 and ledger.total > 0,
     }
@@ -258,7 +257,6 @@ def privacy_report(
     present |= dict.fromkeys(_OF_PLANS, False) | {"two_pairs": two_pairs}
     has_releases = ledger.total > 0
     present["ledger_scope"] = True
-    present |= {id: id in further_caveats for id in _NOT_IN_LEDGERS}
     return PrivacyReport(
         releases=ledger.releases,
         relation=relation,
@@ -298,16 +296,13 @@ def _with_details(id: str, text: str, ledger: Ledger, delta: float) -> str:
 
 
 def _may_be_steered(ledger: Ledger) -> bool:
-    """Whether what was released, or how often, may hang on earlier results."""
-    noises = {getattr(e, "noise_multiplier", None) for e in map(_inner, ledger)}
-    return len(noises) > 1 or any(
+    """Whether what was released, or how often, may hang on earlier results.
+
+    Releases of several kinds may be a plan; the ledger alone cannot tell.
+    """
+    return len({release.event for release in ledger}) > 1 or any(
         remark.caveat == "chosen_by_looking" for remark in ledger.remarks
     )
-
-
-def _inner(release: Release) -> Event:
-    """The release without its sampling."""
-    return getattr(release.event, "event", release.event)
 
 
 def _comparisons(

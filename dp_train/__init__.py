@@ -3,7 +3,7 @@
 from dp_train.own_accounting import __version__
 
 # isort: split
-from dp_train import testing
+from dp_train import saved_ledger, testing
 from dp_train.callbacks import BudgetStop, EpsilonLogger
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.loader import PoissonLoader
@@ -17,6 +17,9 @@ from dp_train.optimizers.short_names import (
     DPRMSprop,
 )
 from dp_train.values import Batch, ClippedSum
+
+# Imported for what it does to files of weights.
+del saved_ledger
 
 __all__ = [
     "DPSGD",

@@ -294,6 +294,12 @@ def handle_of(variable: keras.Variable | tf.Variable) -> Any:
     return own.handle
 
 
+def stored_value(variable: keras.Variable | tf.Variable) -> tf.Tensor:
+    """The value as it is kept: no autocast, and nobody who guards reads is told."""
+    own = variable._value if isinstance(variable, keras.Variable) else variable
+    return tf.convert_to_tensor(own)
+
+
 def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
     """The effects of ops of one graph, and of the functions that they call.
 
@@ -309,6 +315,29 @@ def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
             for t in map(_not_copied, op.inputs)
         ]
         yield from _effects_of_node(op, op.node_def, handles, True)
+
+
+def variables_read(graph: Any) -> list[Any]:
+    """Handles of the variables that a graph, or one around it, is given; eager."""
+    found: list[Any] = []
+    while isinstance(graph, func_graph.FuncGraph):
+        for handle, _ in graph.captures:
+            if handle.dtype == tf.resource and not tf.is_symbolic_tensor(handle):
+                data = getattr(handle, "_handle_data", None)
+                if data is not None and data.is_set and data.shape_and_type:
+                    found.append(handle)
+        graph = graph.outer_graph
+    return found
+
+
+def value_behind(handle: Any) -> bytes:
+    """What the variable of an eager handle holds, as one string."""
+    (kind,) = handle._handle_data.shape_and_type
+    dtype = tf.dtypes.as_dtype(kind.dtype)
+    with tf.init_scope():
+        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+        content: bytes = tf.io.serialize_tensor(value).numpy()
+    return content
 
 
 def _captured(graph: Any) -> dict[int, int]:
@@ -446,6 +475,34 @@ def unguard_reads(variable: keras.Variable, before: Callable[[], None]) -> None:
     guards.remove(before)
     if not guards:
         variable.__class__ = type(variable).__mro__[1]
+
+
+_HOOKS = tuple(
+    f"on_{what}_{when}"
+    for what in ("train", "epoch", "test", "predict")
+    for when in ("begin", "end")
+)
+
+
+def wrap_hooks(
+    kind: type[keras.callbacks.Callback],
+    before: Callable[[keras.Model], None],
+    after: Callable[[keras.Model], None],
+) -> None:
+    """From now on two functions are called around every hook but those of batches."""
+
+    def around(hook: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(hook)
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+            before(self.model)
+            hook(self, *args, **kwargs)
+            after(self.model)
+
+        return wrapped
+
+    for name in _HOOKS:
+        if name in vars(kind):
+            setattr(kind, name, around(vars(kind)[name]))
 
 
 @functools.cache

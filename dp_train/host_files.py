@@ -3,7 +3,8 @@
 A layer's own state cannot hold it: a plain model would refuse the file. So it lies in a
 place of the file that Keras does not look at, and whatever Keras writes and reads
 passes here: `.keras` files and folders, `.weights.h5` whole and in shards, `.h5`,
-pickles and copies. Every private name below was tried on Keras 3.15.1.
+pickles and copies. A tf.train.Checkpoint, also of a part of a model, holds it beside
+each weight. Every private name below was tried on Keras 3.15.1.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from keras.src.backend.tensorflow import core
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.saving import saving_lib
+from tensorflow.python.trackable import data_structures
 
 _GROUP, _NAME = "_dp_train", "ledger"
 
@@ -78,12 +82,13 @@ def keep_beside_weights(written: Written, reading: Reading, check: Check) -> Non
 
         return load
 
-    def checked(original: Any, find: Callable[[Any], bytes | None]) -> Any:
+    def checked(original: Any, find: Callable[[Any, bool], bytes | None]) -> Any:
         @functools.wraps(original)
         def save(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
             if not isinstance(filepath, str | os.PathLike) or "://" in str(filepath):
                 return original(model, filepath, *args, **kwargs)
-            with check(model, lambda: find(filepath), str(filepath)):
+            is_sharded = bool(kwargs.get("max_shard_size"))
+            with check(model, lambda: find(filepath, is_sharded), str(filepath)):
                 return original(model, filepath, *args, **kwargs)
 
         return save
@@ -97,6 +102,71 @@ def keep_beside_weights(written: Written, reading: Reading, check: Check) -> Non
     legacy_h5_format.save_model_to_hdf5 = checked(
         _with_whole_compile_config(legacy_h5_format.save_model_to_hdf5), _in_h5_file
     )
+
+
+class _Beside(data_structures.TrackableDataStructure):
+    """What a checkpoint holds beside one weight.
+
+    TensorFlow calls a checkpoint that lacks it complete: it takes it for an empty list.
+    """
+
+    def __init__(
+        self,
+        variable: keras.Variable,
+        written: Callable[[Any], bytes | None],
+        read: Callable[[Any, bytes], None],
+    ) -> None:
+        super().__init__()
+        self._self_variable, self._self_written = variable, written
+        self._self_read = read
+
+    @property
+    def _values(self) -> list[Any]:
+        return []
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return {_NAME: tf.constant(self._self_written(self._self_variable) or b"")}
+
+    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
+        if tf.executing_eagerly():
+            data = restored[_NAME].numpy()
+            if data:
+                self._self_read(self._self_variable, data)
+
+
+def keep_in_checkpoints(
+    written: Callable[[Any], bytes | None], read: Callable[[Any, bytes], None]
+) -> None:
+    """From now on a tf.train.Checkpoint holds something beside each weight.
+
+    Args:
+        written: what goes beside a variable; None for nothing.
+        read: a variable, and what was found beside it.
+    """
+    kind: Any = core.Variable
+    children, lookup = kind._trackable_children, kind._lookup_dependency
+
+    def beside(variable: Any) -> _Beside:
+        known = vars(variable)
+        if _GROUP not in known:
+            known[_GROUP] = _Beside(variable, written, read)
+        found: _Beside = known[_GROUP]
+        return found
+
+    def trackable_children(
+        self: Any, save_type: str = "checkpoint", *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        found = dict(children(self, save_type, *args, **kwargs))
+        # An exported model is never trained.
+        if save_type == "checkpoint" and written(self) is not None:
+            found[_GROUP] = beside(self)
+        return found
+
+    def lookup_dependency(self: Any, name: str, *args: Any) -> Any:
+        return beside(self) if name == _GROUP else lookup(self, name, *args)
+
+    kind._trackable_children = trackable_children
+    kind._lookup_dependency = lookup_dependency
 
 
 def model_of_pickle(file: Any) -> Any:
@@ -132,8 +202,9 @@ def _in_group(group: Any) -> bytes | None:
     return np.asarray(saving_lib.safe_get_h5_dataset(place, _NAME)).tobytes()
 
 
-def _in_keras_file(path: Any) -> bytes | None:
+def _in_keras_file(path: Any, is_sharded: bool) -> bytes | None:
     """Of a `.keras` file, or of the folder with the same things in it."""
+    del is_sharded
     name = saving_lib._VARS_FNAME_H5
     if os.path.isdir(path):
         return _closing(saving_lib.H5IOStore(os.path.join(path, name)))
@@ -141,14 +212,16 @@ def _in_keras_file(path: Any) -> bytes | None:
         return _closing(saving_lib.H5IOStore(name, archive))
 
 
-def _in_weights(path: Any) -> bytes | None:
-    sharded = os.path.splitext(path)[0] + ".json"
-    if str(path).endswith(".json") or not os.path.exists(path):
+def _in_weights(path: Any, is_sharded: bool) -> bytes | None:
+    # Beside shards there may be a whole file of another time.
+    if is_sharded or str(path).endswith(".json"):
+        sharded = os.path.splitext(path)[0] + ".json"
         return _closing(saving_lib.ShardedH5IOStore(sharded))
     return _closing(saving_lib.H5IOStore(path))
 
 
-def _in_h5_file(path: Any) -> bytes | None:
+def _in_h5_file(path: Any, is_sharded: bool) -> bytes | None:
+    del is_sharded
     with saving_lib.h5py.File(path, "r") as file:
         return _in_group(file["model_weights"])
 

@@ -41,7 +41,6 @@ from dp_train.loader import (
     poisson_loader,
 )
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from dp_train.owner import Owner
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -58,7 +57,6 @@ from dp_train.private_state import (
 )
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
-from dp_train.saved_ledger import InCheckpoints
 from dp_train.values import Account, Batch, ClippedSum, Sampling
 
 
@@ -134,7 +132,7 @@ def _private_class(base: type) -> type:
 _Mixin: Any = keras.Model if TYPE_CHECKING else object
 
 
-class PrivateTraining(InCheckpoints, _Mixin):
+class PrivateTraining(_Mixin):
     """The private training step and its way into fit; mixed into the model's class."""
 
     def _start(self, state: PrivacyState) -> PrivacyState:
@@ -159,7 +157,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         account = self._privacy.account
         if account.sampling is None:  # between fits
             own_weights(self)
-            account.owner.look(self.weights)
+            account.owner.look(self.weights, "after the last release")
         return account.ledger
 
     def privacy_report(
@@ -174,15 +172,13 @@ class PrivateTraining(InCheckpoints, _Mixin):
         """
         model_checks.warn_of_large_delta(delta, self._privacy.population)
         ledger = self.privacy_ledger
-        is_changed = self._privacy.account.owner.is_changed_elsewhere
-        if is_changed:
+        if any(remark.caveat == "changed_elsewhere" for remark in ledger.remarks):
             model_checks.warn_of_changes_elsewhere()
         return privacy_report(
             ledger,
             delta,
             relation=relation,
             population=self._privacy.population,
-            further_caveats=("changed_elsewhere",) if is_changed else (),
         )
 
     def privacy_plan(self) -> Plan:
@@ -253,6 +249,7 @@ class PrivateTraining(InCheckpoints, _Mixin):
         seen = for_metrics((x, y, sample_weight), outputs, state.copies)
         logs = host.update_metrics(self, *seen)
         made = graph.get_operations()
+        state.outside.add(graph, state.known_variables(self))
         check_sum(self, made[start:summed], gradients, data_free, data)
         check_step(self, made[summed:released], made[released:])
         effects.check_inputs(
@@ -524,9 +521,6 @@ class PrivateTraining(InCheckpoints, _Mixin):
             about |= {"target_epsilon": target.epsilon, "target_delta": target.delta}
         return about
 
-    def _owned(self) -> tuple[Owner, Any]:
-        return self._privacy.account.owner, self.weights
-
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, by pickle, joblib or deepcopy, is as private, with the ledger."""
         _, (file,) = super().__reduce__()
@@ -607,7 +601,9 @@ def clipped_gradients(
     host.outside_of_tracing(lambda: prepare(model, rows, sampling, spec, copies))
     model._privacy.owing.before_look()
     if tf.executing_eagerly():
-        model._privacy.account.owner.look(model.trainable_variables)
+        model._privacy.account.owner.look(
+            model.trainable_variables, "before a step", with_samples=False
+        )
     clip = check_l2_norm_clip(l2_norm_clip)
     functions = model._privacy.functions
     if clip not in functions:

@@ -2,31 +2,23 @@
 
 A release of one model tells of its data through every weight that it moved. So the
 ledger goes with the weights: each carries its owner, and owners become one where a
-model, a file or an optimizer brings their weights together. Beside it each weight
-carries a digest of the value that the last recorded release, or its file, left it with.
-Where the value is another, something changed it that the ledger does not know.
+model, a file or an optimizer brings their weights together. Where a weight is not as
+the last release or its file left it, something changed it that the ledger does not
+know, and a remark in the ledger says so.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any, Self, final
+from collections.abc import Iterable
+from typing import Self, final
 
 import keras
-import tensorflow as tf
 
 from accounting import Event, Ledger
+from dp_train import host, last_values
 
-SCHEMA_VERSION = 1
-NUMBERS = 1 << 18
-"""So many numbers of a weight are in its digest: all, except of large ones."""
-_OF_STEPS = 1 << 10, 4
-"""So many numbers, of so many weights, after a single step: it takes hardly longer."""
-_OWNER, _DIGEST = "_dp_train_owner", "_dp_train_digest"
+_OWNER = "_dp_train_owner"
 _lock = threading.RLock()
 
 
@@ -44,18 +36,12 @@ class Owner:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         self._ledger = Ledger() if ledger is None else ledger
-        self._is_changed_elsewhere = False
         self._heir: Owner | None = None
 
     @property
     def ledger(self) -> Ledger:
         """Every release that moved one of the weights, or a weight beside them."""
         return self._last()._ledger
-
-    @property
-    def is_changed_elsewhere(self) -> bool:
-        """Whether something that the ledger does not know has changed a weight."""
-        return self._last()._is_changed_elsewhere
 
     def charge(self, event: Event, *, l2_norm_clip: float, noise_source: str) -> None:
         """As Ledger.charge; never to a ledger that is being joined to another."""
@@ -70,7 +56,6 @@ class Owner:
             ours, theirs = self._last(), other._last()
             if ours is not theirs:
                 ours._ledger.merge(theirs._ledger)
-                ours._is_changed_elsewhere |= theirs._is_changed_elsewhere
                 theirs._heir = ours
 
     def own(self, weights: Iterable[keras.Variable]) -> None:
@@ -80,21 +65,35 @@ class Owner:
             if before is not self:
                 before.join(self)
 
-    def look(self, weights: Iterable[keras.Variable]) -> None:
-        """Sees whether the weights are as the last release or file left them."""
-        for weight in weights:
-            known = vars(weight).get(_DIGEST)
-            if known is not None and known != _digest(weight, known[0]):
-                self._last()._is_changed_elsewhere = True
+    def look(
+        self, weights: Iterable[keras.Variable], when: str, with_samples: bool = True
+    ) -> None:
+        """Notes it if a weight is not as the last release or file left it.
+
+        Args:
+            weights: any.
+            when: "between two fits", say.
+            with_samples: as in last_values.are_as_left.
+        """
+        weights = list(weights)
+        if not last_values.are_as_left(weights, with_samples):
+            self.note_change(when)
+            # So that it is told once.
+            last_values.leave(weights)
+
+    def note_change(self, when: str) -> None:
+        """Lets every report say that something else than releases moved the weights.
+
+        Args:
+            when: as in `look`.
+        """
+        with _lock:
+            if self.ledger.total:
+                self.ledger.remark("changed_elsewhere", f"seen {when}")
 
     def to_bytes(self) -> bytes:
         """What a file keeps beside the weights; `from_bytes` takes it back."""
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "is_changed_elsewhere": self.is_changed_elsewhere,
-            "ledger": json.loads(self.ledger.to_json()),
-        }
-        return json.dumps(content).encode()
+        return self.ledger.to_json().encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -104,17 +103,14 @@ class Owner:
             ValueError: not what `to_bytes` writes.
         """
         try:
-            content = json.loads(data)
-            version = content["schema_version"]
-            is_changed = content["is_changed_elsewhere"]
-            text = json.dumps(content["ledger"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unreadable(f"it is incomplete ({error!r})") from None
-        if version != SCHEMA_VERSION or type(is_changed) is not bool:
-            raise _unreadable(f"it has schema_version {version!r}")
-        owner = cls(Ledger.from_json(text))
-        owner._is_changed_elsewhere = is_changed
-        return owner
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"The ledger beside the weights cannot be read ({error}). Going on "
+                "without it could lose releases that were made, and understate "
+                "epsilon. Restore the file from a copy."
+            ) from None
+        return cls(Ledger.from_json(text))
 
     def _last(self) -> Owner:
         owner = self
@@ -133,41 +129,23 @@ def owner_of(weights: Iterable[keras.Variable]) -> Owner | None:
     return owner
 
 
-def record(weights: Iterable[keras.Variable]) -> None:
-    """Keeps digests of what a fit, or a file, left in the weights."""
-    for weight in weights:
-        vars(weight)[_DIGEST] = _digest(weight, NUMBERS)
+def keep_through(kind: type[keras.callbacks.Callback]) -> None:
+    """From now on what such a callback writes to weights counts as left by releases.
+
+    Args:
+        kind: a callback that writes nothing but what releases had made before.
+    """
+
+    def before(model: keras.Model) -> None:
+        owner = owner_of(model.weights)
+        if owner is not None:
+            owner.look(model.weights, f"in a fit, before {kind.__name__}")
+
+    def after(model: keras.Model) -> None:
+        last_values.leave(model.weights)
+
+    host.wrap_hooks(kind, before, after)
 
 
-def record_step(weights: Sequence[keras.Variable]) -> None:
-    """Keeps digests of a few of the weights that one release moved."""
-    numbers, most = _OF_STEPS
-    last = len(weights) - 1
-    for place in {last * i // (most - 1) for i in range(most)} if weights else ():
-        vars(weights[place])[_DIGEST] = _digest(weights[place], numbers)
-
-
-def forget(weights: Iterable[keras.Variable]) -> None:
-    """The weights are about to be moved by something that the ledger knows."""
-    for weight in weights:
-        vars(weight).pop(_DIGEST, None)
-
-
-def _digest(weight: keras.Variable, numbers: int) -> tuple[int, bytes]:
-    """(numbers, SHA-256 of about so many numbers, evenly spread, or of all)."""
-    value: Any = weight.value
-    if math.prod(value.shape) > NUMBERS:
-        step = math.prod(value.shape) // NUMBERS
-        # Odd, so that every column of a table has its turn.
-        value = tf.reshape(value, [-1])[:: step | 1]
-    values = value.numpy().reshape(-1)
-    chosen = values[:: max(1, values.size // numbers) | 1]
-    return numbers, hashlib.sha256(chosen.tobytes()).digest()
-
-
-def _unreadable(reason: str) -> ValueError:
-    return ValueError(
-        f"The ledger beside the weights cannot be read: {reason}. Going on without it "
-        "could lose releases that were made, and understate epsilon. Restore the file "
-        "from a copy, or use the version of dp_train that wrote it."
-    )
+for _kind in keras.callbacks.EarlyStopping, keras.callbacks.SwapEMAWeights:
+    keep_through(_kind)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dp_train import effects, host, looking, model_checks
+from dp_train import effects, host, last_values, looking, model_checks
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -28,7 +28,7 @@ from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owing import Owing, owing_of, who_may_look
-from dp_train.owner import Owner, record, record_step
+from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
@@ -64,11 +64,23 @@ class PrivacyState:
         self.microbatch_size = microbatch_size
         self.forget()
 
+    def known_variables(self, model: Any) -> list[Any]:
+        """What a step may read, and whose changes are looked for, or do not matter."""
+        return [
+            *model.variables,
+            *model_checks.metric_variables(model),
+            *model.optimizer.variables,
+            *last_values.kept_of(model.trainable_variables),
+            *self.owing.state,
+            *(self.releases, self.limit, self.expected_batch_size),
+        ]
+
     def forget(self) -> None:
         """Drops what was traced: model, loss or options are others now."""
         self.owing.close()
         self.owing, self.owing_for = Owing(), ()
         self.sizes = FixedSizes()
+        self.outside = last_values.Outside()
         self.functions: dict[Any, Any] = {}
         self.checked: tuple[Any, ...] = ()
         self.microbatch: int | None = None
@@ -164,6 +176,7 @@ def check_step(model: Any, release: Any, metrics: Any) -> None:
             *model.trainable_variables,
             *model.optimizer.variables,
             *state.owing.state,
+            *last_values.kept_of(model.trainable_variables),
             state.releases,
         ],
         may_not_read=written,
@@ -196,15 +209,22 @@ def recorded(model: Any, is_step: bool = False) -> Iterator[None]:
         model: a private model.
         is_step: the block makes a single release.
     """
-    owner = model._privacy.account.owner
-    owner.look(model.trainable_variables if is_step else model.weights)
+    state = model._privacy
+    owner = state.account.owner
+    if is_step:
+        owner.look(model.trainable_variables, "before a step", with_samples=False)
+        yield
+        return
+    owner.look(model.weights, "between two fits")
+    last_values.record_unknown(model.weights)
+    state.outside.begin()
     try:
         yield
     finally:
-        if is_step:
-            record_step(model.trainable_variables)
-        else:
-            record(model.weights)
+        owner.look(model.weights, "in a fit")
+        if not state.outside.are_as_left():
+            owner.note_change("in a fit, in a variable that the step reads")
+        last_values.record(model.weights)
 
 
 def check_ready(model: Any) -> None:

@@ -6,52 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import tensorflow as tf
-
 from accounting import Ledger
-from dp_train import host_files
+from dp_train import host_files, last_values
 from dp_train.errors import NotPrivateError
-from dp_train.owner import Owner, forget, owner_of, record
-
-_TENSOR = "dp_train_ledger"
-
-
-class InCheckpoints:
-    """A mixin of trackable objects whose ledger a tf.train.Checkpoint holds too.
-
-    Not an object of its own that is tracked: a checkpoint from elsewhere would be
-    called incomplete for want of it.
-    """
-
-    def _owned(self) -> tuple[Owner, Any]:
-        """The owner, and the weights that a checkpoint of this object may restore."""
-        raise NotImplementedError
-
-    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        owner, weights = self._owned()
-        if tf.executing_eagerly():
-            owner.look(weights)
-        return {_TENSOR: tf.constant(owner.to_bytes())}
-
-    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> None:
-        # An exported model, where this is traced, is never trained.
-        if tf.executing_eagerly():
-            owner, weights = self._owned()
-            owner.join(Owner.from_bytes(restored[_TENSOR].numpy()))
-            # In what order values come back is not known.
-            forget(weights)
+from dp_train.owner import Owner, owner_of
 
 
 def _spent(model: Any) -> Owner | None:
     """The owner whose ledger goes with a model's weights; None if it knows nothing."""
-    weights = list(getattr(model, "weights", ()))
+    return _spent_on(list(getattr(model, "weights", ())))
+
+
+def _spent_on(weights: list[Any]) -> Owner | None:
     owner = owner_of(weights)
     if owner is None:
         return None
-    owner.look(weights)
-    ledger = owner.ledger
-    knows = ledger.total or ledger.remarks or owner.is_changed_elsewhere
-    return owner if knows else None
+    owner.look(weights, "before they were saved")
+    return owner if owner.ledger.total or owner.ledger.remarks else None
 
 
 def _written(model: Any) -> bytes | None:
@@ -68,9 +39,9 @@ def _reading(model: Any, data: bytes | None) -> Iterator[None]:
     owner, weights = Owner.from_bytes(data), list(getattr(model, "weights", ()))
     owner.own(weights)
     # Not all of them need be in the file.
-    owner.look(weights)
+    owner.look(weights, "before a file was read")
     yield
-    record(weights)
+    last_values.record(weights)
 
 
 @contextmanager
@@ -97,4 +68,20 @@ def _checked(model: Any, read: Callable[[], bytes | None], name: str) -> Iterato
         )
 
 
+def _written_for(weight: Any) -> bytes | None:
+    """What a checkpoint holds beside one weight: its ledger, and its digest."""
+    owner = _spent_on([weight])
+    if owner is None:
+        return None
+    return last_values.digest(weight) + owner.to_bytes()
+
+
+def _read_for(weight: Any, data: bytes) -> None:
+    """The value may be read before or after; its digest says what it has to be."""
+    length = last_values.DIGEST_BYTES
+    Owner.from_bytes(data[length:]).own([weight])
+    last_values.expect(weight, data[:length])
+
+
+host_files.keep_in_checkpoints(_written_for, _read_for)
 host_files.keep_beside_weights(_written, _reading, _checked)

@@ -215,6 +215,6 @@ class ClippedSum:
         return self.gradients
 
 
-BeginRelease = Callable[[str, int | None], float]
-"""Charges one release for the named noise source and the digest of its rows, if it is
-known; returns the noise's stddev."""
+BeginRelease = Callable[..., float]
+"""Charges one release for the named noise source, with values of the step that only its
+run knows; returns the noise's stddev."""

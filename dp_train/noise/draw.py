@@ -66,7 +66,7 @@ def draw_noise(
     shapes: Sequence[Sequence[int]],
     dtype: tf.DType,
     begin_release: BeginRelease,
-    digest: tf.Tensor | None = None,
+    known: Sequence[tf.Tensor] = (),
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Independent N(0, stddev^2) noise for each shape, in graph or eager mode.
 
@@ -77,21 +77,21 @@ def draw_noise(
             digits would stand out.
         begin_release: called at run time, once, before any noise exists: charges the
             release for the source's name and returns the standard deviation.
-        digest: of the rows that it is for, int64, if known.
+        known: scalars whose values it is given, too.
 
     Returns:
         One tensor a shape, and the standard deviation, float64.
     """
     if noise_source == device.NAME:
-        return _draw_on_device(shapes, dtype, begin_release, digest)
-    return _draw_on_host(shapes, dtype, begin_release, digest)
+        return _draw_on_device(shapes, dtype, begin_release, known)
+    return _draw_on_host(shapes, dtype, begin_release, known)
 
 
 def _draw_on_host(
     shapes: Sequence[Sequence[int]],
     dtype: tf.DType,
     begin_release: BeginRelease,
-    digest: tf.Tensor | None,
+    known: Sequence[tf.Tensor],
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """One host call for all tensors, each a part of one array that is not copied."""
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
@@ -99,8 +99,8 @@ def _draw_on_host(
     places = [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
     starts = [sum(places[:i]) for i in range(len(places))]
 
-    def call(*known: Any) -> Any:
-        stddev = begin_release(_recorded_name(KEYSTREAM.name), _digest(known))
+    def call(*values: Any) -> Any:
+        stddev = begin_release(_recorded_name(KEYSTREAM.name), *values)
         floats = dtype.as_numpy_dtype
         if stddev == 0.0:
             flat = np.zeros(sum(places), floats)
@@ -113,20 +113,10 @@ def _draw_on_host(
         return [np.float64(stddev), *parts]
 
     dtypes = [tf.float64, *[dtype] * len(shapes)]
-    stddev, *noise = tf.nest.flatten(host_call(call, _given(digest), dtypes))
+    stddev, *noise = tf.nest.flatten(host_call(call, known, dtypes))
     stddev.set_shape([])
     noise = [tf.ensure_shape(z, shape) for z, shape in zip(noise, shapes, strict=True)]
     return noise, stddev
-
-
-def _given(digest: tf.Tensor | None) -> list[tf.Tensor]:
-    """What the host call is given."""
-    return [] if digest is None else [digest]
-
-
-def _digest(known: Any) -> int | None:
-    """What it was given."""
-    return int(known[0]) if known else None
 
 
 def secret_keys(count: int | tf.Tensor) -> tf.Tensor:
@@ -171,16 +161,16 @@ def _draw_on_device(
     shapes: Sequence[Sequence[int]],
     dtype: tf.DType,
     begin_release: BeginRelease,
-    digest: tf.Tensor | None,
+    known: Sequence[tf.Tensor],
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """The host sends a standard deviation and one key a tensor."""
 
-    def call(*known: Any) -> Any:
-        stddev = begin_release(_recorded_name(device.NAME), _digest(known))
+    def call(*values: Any) -> Any:
+        stddev = begin_release(_recorded_name(device.NAME), *values)
         keys = _host_source.words(2 * len(shapes)).reshape(len(shapes), 2)
         return np.float64(stddev), keys
 
-    stddev, keys = host_call(call, _given(digest), (tf.float64, tf.int64))
+    stddev, keys = host_call(call, known, (tf.float64, tf.int64))
     stddev.set_shape([])
     keys.set_shape([len(shapes), 2])
     noise = [

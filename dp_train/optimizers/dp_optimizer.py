@@ -19,11 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import GaussianEvent, Ledger
-from dp_train import effects, host, looking
+from dp_train import effects, host, last_values, looking
 from dp_train.announcement import announce, delta_of, is_first_trace, steps_of
 from dp_train.clipping import check_is_real, check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.structures import tensors
+from dp_train.last_values import Samples
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
@@ -35,12 +36,11 @@ from dp_train.optimizers.arguments import (
 )
 from dp_train.optimizers.drop_in import clipped_sum_in_fit
 from dp_train.optimizers.target import Target
-from dp_train.owner import Owner, forget, record_step
+from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
-from dp_train.saved_ledger import InCheckpoints
 from dp_train.sizes import FixedSizes
-from dp_train.values import Account, ClippedSum, Sampling
+from dp_train.values import Account, ClippedSum, Debtor, Sampling
 
 _SEE_GRADIENTS = (
     "apply",
@@ -56,7 +56,7 @@ _FUSED_FROM = 1 << 19
 
 
 @keras.saving.register_keras_serializable(package="dp_train")
-class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
+class DPOptimizer(keras.optimizers.Optimizer):
     """Wraps any Keras optimizer; its updates come from noised, clipped sums only.
 
     Use it like the optimizer it wraps, with a model from `make_private`:
@@ -166,6 +166,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         self._checked_update: tuple[int, ...] = ()
         self.account = Account(Owner())
         self._sizes = FixedSizes()
+        self._samples = Samples(())
 
     @property
     def ledger(self) -> Ledger:
@@ -242,8 +243,6 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         _check_is_of_this_step(clipped_sum)
         self._check_update()
         self.release(clipped_sum)
-        if tf.executing_eagerly():
-            record_step(clipped_sum.variables)
 
     def _check_update(self) -> None:
         """Refuses, in a custom loop, an update that depends on other variables.
@@ -288,12 +287,19 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             )
         bound = clipped_sum.l2_norm_bound
 
-        def begin_release(noise_source: str, digest: int | None) -> float:
-            multiplier = self._known_noise_multiplier()
-            clipped_sum.account.charge(
-                multiplier, bound, noise_source if multiplier > 0 else "none", digest
+        def begin_release(
+            noise_source: str, are_as_left: bool, digest: int | None = None
+        ) -> float:
+            multiplier, account = self._known_noise_multiplier(), clipped_sum.account
+            if not are_as_left:
+                account.owner.note_change("between two steps")
+            account.charge(
+                multiplier,
+                bound,
+                noise_source if multiplier > 0 else "none",
+                None if digest is None else int(digest),
             )
-            forget(variables)
+            last_values.forget(variables)
             return multiplier * bound
 
         gradients = clipped_sum.take()
@@ -318,8 +324,12 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
+        samples = self._samples_beside(debtors)
+        known = [samples.are_as_left()]
+        if clipped_sum.digest is not None:
+            known.append(clipped_sum.digest)
         drawn, stddev = draw_noise(
-            self.noise_source, shapes, dtype, begin_release, clipped_sum.digest
+            self.noise_source, shapes, dtype, begin_release, known
         )
         noise = dict(zip(now, drawn, strict=True))
         divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
@@ -354,6 +364,17 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
             tf.function(update, autograph=False, jit_compile=True)()
         else:
             update()
+        samples.leave()
+
+    def _samples_beside(self, debtors: Sequence[Debtor | None]) -> Samples:
+        """Samples of the weights that nothing moves but releases, as debtors do."""
+        pairs = zip(host.optimizer_of_build(self), debtors, strict=True)
+        owing = {id(v): v for v, debtor in pairs if debtor is not None}
+        weights = [v for v in host.optimizer_of_build(self) if id(v) not in owing]
+        last_values.forget_samples(owing.values())
+        if list(map(id, self._samples.weights)) != list(map(id, weights)):
+            self._samples = Samples(weights)
+        return self._samples
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -558,6 +579,8 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         self.account.owner.own(variables)
         self.inner_optimizer.build(variables)
         super().build(variables)
+        # Momentum tells of the data, too; and a checkpoint may be of it alone.
+        self.account.owner.own(self.variables)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -580,8 +603,9 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes averaged weights, where the inner optimizer keeps them."""
-        forget(var_list)
+        self.account.owner.look(var_list, "in a fit, before averages were written")
         self.inner_optimizer.finalize_variable_values(var_list)
+        last_values.record(var_list)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """As in the inner optimizer."""
@@ -640,9 +664,6 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         if text is not None:
             self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
         super().load_own_variables(values)
-
-    def _owned(self) -> tuple[Owner, Any]:
-        return self.account.owner, host.optimizer_of_build(self) if self.built else ()
 
 
 def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import keras
 import tensorflow as tf
 
-from dp_train import effects, host, looking
+from dp_train import effects, host, last_values, looking
 from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
@@ -63,7 +63,11 @@ class StepInFit(NamedTuple):
         effects.check(
             operations[self.start :],
             what=lambda _: "The loss, the inner optimizer, its rate or a constraint",
-            may_write=[*clipped_sum.variables, *optimizer.variables],
+            may_write=[
+                *clipped_sum.variables,
+                *optimizer.variables,
+                *last_values.kept_of(clipped_sum.variables),
+            ],
             may_not_read=self.metrics,
             readers=ancestors(tensors(summed)) | set(map(id, operations[self.end :])),
         )

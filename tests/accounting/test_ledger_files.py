@@ -39,18 +39,12 @@ def write_model(path, config=None, weights: bytes | None = None) -> str:
 
 
 def test_ledger_beside_the_weights_is_found(tmp_path) -> None:
-    text = ledger_of(5).to_json()
-    wrapped = {
-        "schema_version": 1,
-        "is_changed_elsewhere": False,
-        "ledger": json.loads(text),
-    }
-    for data in (text.encode(), json.dumps(wrapped).encode()):
-        path = write_model(tmp_path / "a.keras", weights=weights_with(data))
-        assert read_ledger(path).total == 5
-        alone = tmp_path / "a.weights.h5"
-        alone.write_bytes(weights_with(data))
-        assert read_ledger(str(alone)).total == 5
+    data = ledger_of(5).to_json().encode()
+    path = write_model(tmp_path / "a.keras", weights=weights_with(data))
+    assert read_ledger(path).total == 5
+    alone = tmp_path / "a.weights.h5"
+    alone.write_bytes(weights_with(data))
+    assert read_ledger(str(alone)).total == 5
 
 
 def test_all_places_count_and_the_same_run_counts_once(tmp_path) -> None:

@@ -20,6 +20,11 @@ def test_changes_elsewhere_are_in_the_report(change):
     weights.assert_changes_elsewhere_are_in_the_report(change)
 
 
+@pytest.mark.parametrize("way", weights.NO_CHANGES)
+def test_no_change_is_reported(way, tmp_path):
+    weights.assert_no_change_is_reported(way, tmp_path)
+
+
 def test_an_assigned_optimizer_adds_its_own_noise():
     weights.assert_an_assigned_optimizer_adds_its_own_noise()
 

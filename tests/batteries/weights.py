@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,29 @@ def _checkpoint_without_optimizer(model: Any, folder: Path) -> Any:
     return fresh
 
 
+def _checkpoint_of(
+    part: Callable[[Any], dict[str, Any]], private_first: bool = True
+) -> Callable[[Any, Path], Any]:
+    def way(model: Any, folder: Path) -> Any:
+        path = tf.train.Checkpoint(**part(model)).save(str(folder / "checkpoint"))
+        fresh = small_model() if private_first else plain_model()
+        if private_first:
+            fresh.optimizer.build(fresh.trainable_variables)
+        status = tf.train.Checkpoint(**part(fresh)).restore(path)
+        if private_first:
+            status.assert_consumed()
+        status.assert_existing_objects_matched()
+        return dp_train.make_private(fresh)
+
+    return way
+
+
+def _whole_weights_beside_shards(model: Any, folder: Path) -> Any:
+    small_model().save_weights(folder / "1.weights.json", max_shard_size=1e-5)
+    small_model().save_weights(folder / "1.weights.h5")
+    return _weights_in_shards(model, folder)
+
+
 WAYS: dict[str, Callable[[Any, Path], Any]] = {
     ".keras": _whole_file("model.keras"),
     ".keras, not compiled": _whole_file("model.keras", compile=False),
@@ -106,6 +130,11 @@ WAYS: dict[str, Callable[[Any, Path], Any]] = {
     "weights of .h5": _weights_of_hdf5,
     "checkpoint": _checkpoint,
     "checkpoint without optimizer": _checkpoint_without_optimizer,
+    "checkpoint of weights": _checkpoint_of(lambda m: {"weights": m.weights}),
+    "checkpoint of a layer": _checkpoint_of(lambda m: {"dense": m.layers[0]}),
+    "checkpoint of a wrapper": _checkpoint_of(lambda m: {"outer": tf.Module(), "m": m}),
+    "checkpoint into a plain model": _checkpoint_of(lambda m: {"m": m}, False),
+    "weights in shards beside others": _whole_weights_beside_shards,
     "pickle": lambda model, _: pickle.loads(pickle.dumps(model)),
     "deepcopy": lambda model, _: copy.deepcopy(model),
 }
@@ -183,11 +212,177 @@ def _plain_fit_between(model: Any) -> None:
     fit(model, steps=1)
 
 
+def _by_callback(hook: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        def assign(*given: Any, **logs: Any) -> None:
+            del given, logs
+            model.layers[0].kernel.assign(model.layers[0].kernel + 1)
+
+        callback = keras.callbacks.LambdaCallback(**{hook: assign})
+        fit(model, callback, steps=3)
+
+    return change
+
+
+def _plain_step_in_a_callback(model: Any) -> None:
+    outer = keras.Sequential([keras.Input((3,)), model.layers[0]])
+    outer.compile("sgd", loss="mse")
+    outer.train_on_batch(*rows())
+    step = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_, **logs: outer.train_on_batch(*rows())
+    )
+    fit(model, step, steps=3)
+
+
+def _frozen_in_a_callback(model: Any) -> None:
+    frozen = keras.layers.Dense(3, trainable=False)
+    outer = private(
+        keras.Sequential([keras.Input((3,)), frozen, *model.layers]),
+        noise_multiplier=1.0,
+    )
+    assign = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: frozen.kernel.assign(frozen.kernel + 1)
+    )
+    fit(outer, assign, steps=3)
+
+
+def _in_a_pipeline(model: Any) -> None:
+    mean = tf.Variable(0.0)
+
+    @keras.saving.register_keras_serializable(package="tests")
+    class Shifted(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x - mean
+
+    outer = private(
+        keras.Sequential([keras.Input((3,)), Shifted(), *model.layers]),
+        noise_multiplier=1.0,
+    )
+
+    def tell(x: Any, y: Any) -> Any:
+        mean.assign(tf.reduce_mean(x))
+        return x, y
+
+    data = tf.data.Dataset.from_tensor_slices(rows()).batch(8, drop_remainder=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dp_train.PrivacyWarning)
+        outer.fit(data.map(tell), verbose=0)
+
+
+def _between_steps_of_a_loop(model: Any) -> None:
+    x, y = (a[:4] for a in rows())
+    for _ in range(2):
+        clipped = dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        model.optimizer.apply_clipped_sum(clipped)
+        model.layers[0].bias.assign_add([1.0, 0.0])
+
+
+def _after_a_checkpoint(model: Any) -> None:
+    checkpoint = tf.train.Checkpoint(model=model)
+    path = checkpoint.save(str(Path(tempfile.mkdtemp()) / "checkpoint"))
+    checkpoint.restore(path)
+    _set_weights(model)
+
+
+def _before_the_next_batch(model: Any) -> None:
+    _set_weights(model)
+    model.train_on_batch(*(a[:4] for a in rows()))
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "plain fit": _plain_fit,
     "plain fit between private ones": _plain_fit_between,
     "set_weights": _set_weights,
+    "set_weights between batches": _before_the_next_batch,
+    "in a loop of one's own": _between_steps_of_a_loop,
+    "after a checkpoint": _after_a_checkpoint,
+    "a layer that is frozen": _frozen_in_a_callback,
+    "a pipeline": _in_a_pipeline,
+    "a plain step in a callback": _plain_step_in_a_callback,
+    **{
+        hook: _by_callback(hook)
+        for hook in (
+            "on_train_begin",
+            "on_epoch_end",
+            "on_train_batch_begin",
+            "on_train_batch_end",
+            "on_train_end",
+        )
+    },
 }
+
+
+def _averaged() -> Any:
+    model = dp_train.make_private(plain_model())
+    inner = keras.optimizers.SGD(0.1, use_ema=True)
+    model.compile(
+        dp_train.DPOptimizer(inner, l2_norm_clip=1.0, noise_multiplier=1.0), loss="mse"
+    )
+    return model
+
+
+def _drop_in() -> Any:
+    model = plain_model()
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=8
+    )
+    model.compile(optimizer, loss="mse")
+    return model
+
+
+def _twice(build: Callable[[], Any], *callbacks: Any) -> Callable[[Path], Any]:
+    def way(folder: Path) -> Any:
+        del folder
+        model = build()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dp_train.PrivacyWarning)
+            for _ in range(2):
+                fit(model, *(callback() for callback in callbacks), steps=2, epochs=4)
+        return dp_train.make_private(model)
+
+    return way
+
+
+def _best(folder: Path) -> Any:
+    model = small_model()
+    path = folder / "1.weights.h5"
+    save = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    fit(model, save)
+    model.load_weights(path)
+    fit(model)
+    return model
+
+
+def _early() -> Any:
+    return keras.callbacks.EarlyStopping(
+        "loss", mode="max", patience=0, restore_best_weights=True
+    )
+
+
+def _average() -> Any:
+    return keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+
+
+NO_CHANGES: dict[str, Callable[[Path], Any]] = {
+    "EarlyStopping": _twice(small_model, _early),
+    "SwapEMAWeights": _twice(_averaged, _average),
+    "averages in the end": _twice(_averaged, _early),
+    "plain fit": _twice(_drop_in),
+    "EarlyStopping in plain fit": _twice(_drop_in, _early),
+    "a file that was saved": _best,
+}
+
+
+def assert_no_change_is_reported(way: str, folder: Path) -> None:
+    """What puts back earlier values of the training itself is no change elsewhere.
+
+    Args:
+        way: key of NO_CHANGES.
+        folder: an empty folder.
+    """
+    model = NO_CHANGES[way](folder)
+    text, is_said = statement(model)
+    assert not is_said, f"{way} is reported as foreign:\n{text}"
 
 
 def statement(model: Any) -> tuple[str, bool]:

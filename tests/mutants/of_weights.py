@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import tensorflow as tf
+
 from dp_train.gradients.objective import Objective
+from dp_train.host_files import _Beside
+from dp_train.last_values import Samples
 from dp_train.optimizers import drop_in
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.owner import Owner
@@ -26,7 +30,15 @@ def each_model_its_own() -> Any:
 
 
 def not_looked_at() -> Any:
-    return mock.patch.object(Owner, "look", lambda self, weights: None)
+    return mock.patch.object(Owner, "look", lambda *given, **options: None)
+
+
+def samples_not_compared() -> Any:
+    return mock.patch.object(Samples, "_compare", lambda self: tf.constant(True))
+
+
+def left_out_of_checkpoints() -> Any:
+    return mock.patch.object(_Beside, "_restore_from_tensors", lambda *given: None)
 
 
 @contextmanager
@@ -57,8 +69,8 @@ def complex_as_real() -> Iterator[None]:
 
 MUTANTS = {
     "ledger left out of checkpoints": Mutant(
-        "What a checkpoint holds beside the weights is an empty ledger.",
-        lost_while_written,
+        "What a checkpoint holds beside the weights is not read.",
+        left_out_of_checkpoints,
         "ledger: checkpoint of TensorFlow",
         "releases made these weights",
     ),
@@ -78,6 +90,12 @@ MUTANTS = {
         "A report does not compare the weights with what the last release left.",
         not_looked_at,
         "ledger: changes elsewhere",
+        "is not in the report",
+    ),
+    "changes between steps not looked for": Mutant(
+        "A step does not compare the weights with what the step before left.",
+        samples_not_compared,
+        "ledger: changes in a fit",
         "is not in the report",
     ),
     "assigned optimizer not traced": Mutant(

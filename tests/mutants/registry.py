@@ -149,6 +149,9 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "ledger: changes elsewhere": lambda: (
         weights.assert_changes_elsewhere_are_in_the_report("plain fit")
     ),
+    "ledger: changes in a fit": lambda: (
+        weights.assert_changes_elsewhere_are_in_the_report("on_train_batch_begin")
+    ),
     "ledger: assigned optimizer": (
         weights.assert_an_assigned_optimizer_adds_its_own_noise
     ),
