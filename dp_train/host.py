@@ -204,18 +204,34 @@ def redirect_reads(
 ) -> list[tf.Tensor]:
     """Whatever read a variable in a graph reads a new value instead, each its own.
 
-    What wrote to the variable leaves it as it is, so that it keeps nothing of them.
+    What assigns to the variable leaves it as it is, so that it keeps nothing of them.
 
     Args:
-        variable: read, and perhaps written, in the graph itself.
+        variable: read, and then perhaps assigned to, in the graph itself.
         graph: still open.
-        value: makes a tensor of the variable's shape and dtype.
+        value: makes a tensor of the variable's shape and dtype. Not by an op that has
+            to follow those that read: a print of what was drawn, say, would wait for it
+            and it for the print.
 
     Returns:
         The new values.
+
+    Raises:
+        NotPrivateError: something else is done to the variable.
     """
     values = []
     reads = reads_of(variable, graph)
+    for op in users_of(variable, graph):
+        is_next = op.type == "AssignVariableOp" and reads
+        is_known = op.type in ("ReadVariableOp", "VarIsInitializedOp")
+        if not (is_next or is_known or _initializes(op)):
+            raise NotPrivateError(
+                f"The state of a random layer, {variable.path!r}, is given to "
+                f"{op.type} ({op.name}) as well. What is read there is no secret key, "
+                "and what is written there is kept without noise. Let keras.random "
+                "draw with the SeedGenerator, outside of functions and loops of your "
+                "own; or use make_private."
+            )
     for read in reads:
         new = value()
         for op in read.consumers():
@@ -224,9 +240,21 @@ def redirect_reads(
                 op._update_input(place, new)
         values.append(new)
     for op in users_of(variable, graph):
-        if op.type == "AssignVariableOp" and reads:
+        if op.type == "AssignVariableOp":
             op._update_input(1, reads[0])
     return values
+
+
+def _initializes(op: tf.Operation) -> bool:
+    """Whether an op is what TensorFlow asks of a variable that a trace has made.
+
+    It assigns the first value if there is none yet, and does nothing otherwise.
+    """
+    if op.type != "If" or op.inputs[0].op.type != "VarIsInitializedOp":
+        return False
+    name = op.node_def.attr["then_branch"].func.name
+    definition = context.context().get_function_def(name)
+    return all(node.op in ("Const", "Identity") for node in definition.node_def)
 
 
 def has_foreign_gradient(op: Any) -> bool:

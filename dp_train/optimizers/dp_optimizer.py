@@ -167,6 +167,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.account = Account(Owner())
         self._sizes = FixedSizes()
         self._samples = Samples(())
+        self._keys: list[Any] = []
 
     @property
     def ledger(self) -> Ledger:
@@ -476,6 +477,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         with tf.control_dependencies(tensors(step.rows)[:1]):
             self.release(step.clipped_sum)
         step.check(self)
+        # A variable lives as long as somebody knows it; steps of other fits may go on.
+        self._keys.append(step.keys)
 
     def _announce_fit(self) -> None:
         """Says what the fit of a plain model will do, when its step is traced."""

@@ -7,7 +7,6 @@ book-keeping needs. The averaged gradients stay behind as dead code.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -36,6 +35,38 @@ _FEEDS = frozenset(["IteratorGetNext", "OptionalFromValue", "OptionalHasValue"])
 """Ops by which Keras gets the batch."""
 
 
+class _Keys:
+    """Keys for random layers that no seed decides, new at every step.
+
+    They lie in a variable, of which each step takes the keys and leaves new ones: a
+    call of the host would have to follow what its keys are needed for.
+
+    Args:
+        states: of seed generators. Whatever reads them in the graph reads a key.
+        graph: of the step.
+
+    Attributes:
+        values: the keys.
+        state: the variable.
+    """
+
+    def __init__(self, states: Sequence[keras.Variable], graph: Any) -> None:
+        count = sum(len(host.reads_of(state, graph)) for state in states)
+        self.state = host.outside_of_tracing(
+            lambda: tf.Variable(secret_keys(count), trainable=False)
+        )
+        fresh = iter(tf.unstack(self.state.value(), num=count) if count else [])
+        self.values: list[tf.Tensor] = []
+        for state in states:
+            self.values += host.redirect_reads(
+                state, graph, lambda dtype=state.dtype: tf.cast(next(fresh), dtype)
+            )
+
+    def renew(self) -> None:
+        """Leaves keys for the next step."""
+        self.state.assign(secret_keys(len(self.values)))
+
+
 class StepInFit(NamedTuple):
     """A step of plain fit that is being traced, up to its clipped sum.
 
@@ -43,12 +74,14 @@ class StepInFit(NamedTuple):
         clipped_sum: to be released.
         rows: the batch; the charge has to wait for its draw.
         metrics: what metrics write.
+        keys: of random layers.
         start, end: numbers of ops before and after the clipped sum was made.
     """
 
     clipped_sum: ClippedSum
     rows: Any
     metrics: list[keras.Variable]
+    keys: _Keys
     start: int
     end: int
 
@@ -67,6 +100,7 @@ class StepInFit(NamedTuple):
                 *clipped_sum.variables,
                 *optimizer.variables,
                 *last_values.kept_of(clipped_sum.variables),
+                self.keys.state,
             ],
             may_not_read=self.metrics,
             readers=ancestors(tensors(summed)) | set(map(id, operations[self.end :])),
@@ -128,14 +162,10 @@ def clipped_sum_in_fit(
     start = len(_graph().get_operations())
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
-    keys = [
-        key
-        for state in host.seed_states(model)
-        for key in host.redirect_reads(state, _graph(), functools.partial(_key, state))
-    ]
+    keys = _Keys(host.seed_states(model), _graph())
     try:
         gradients, is_reached = clipped_sum_of_call(
-            objective, rows, y_pred, reads, keys, l2_norm_clip
+            objective, rows, y_pred, reads, keys.values, l2_norm_clip
         )
     except UnsupportedSiteError as error:
         _refuse(f"the graph does not show what each example contributes ({error})")
@@ -152,7 +182,8 @@ def clipped_sum_in_fit(
         is_reached=is_reached,
     )
     end = len(_graph().get_operations())
-    return StepInFit(clipped_sum, rows, metrics, start, end)
+    keys.renew()
+    return StepInFit(clipped_sum, rows, metrics, keys, start, end)
 
 
 def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:
@@ -166,11 +197,6 @@ def _graph() -> Any:
 
 def _reads(variable: keras.Variable) -> list[tf.Operation]:
     return [t.op for t in host.reads_of(variable, _graph())]
-
-
-def _key(state: keras.Variable) -> tf.Tensor:
-    """A key for random layers that no seed decides, new at every step."""
-    return tf.cast(secret_keys(1)[0], state.dtype)
 
 
 def _not_read(variable: keras.Variable) -> tf.Tensor:

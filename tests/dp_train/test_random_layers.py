@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -59,8 +61,8 @@ def plain_sums(seed):
             ),
             loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1),
         )
-        rows = np.ones((8, 64), np.float32), np.zeros((8, 1))
-        batches = tf.data.Dataset.from_tensor_slices(rows).batch(8)
+        rows = np.ones((64, 64), np.float32), np.zeros((64, 1))
+        batches = tf.data.Dataset.from_tensor_slices(rows).batch(64)
         model.fit(batches, verbose=0, shuffle=False)
     first = model.get_weights()[0]
     state = np.asarray(model.layers[0].seed_generator.state)
@@ -72,8 +74,9 @@ def test_plain_fit_draws_masks_that_no_seed_decides_and_keeps_no_key():
     one, other = plain_sums(0), plain_sums(0)
     assert np.any(one[0] != other[0])
     assert np.any(one[0] != one[1])
-    # For each feature twice the number of examples that kept it.
-    assert np.all(one[0] % 2 == 0) and -16 < one[0].min() < one[0].max() < 0
+    # For each feature twice the number of examples that kept it: all or none of 64 with
+    # probability 1e-17.
+    assert np.all(one[0] % 2 == 0) and -128 < one[0].min() < one[0].max() < 0
     np.testing.assert_array_equal(one[2], other[2])
 
 
@@ -132,3 +135,67 @@ class Fft(keras.layers.Layer):
     def call(self, x, training=None):
         kept = self.dropout(x, training=training)
         return tf.math.real(tf.signal.fft(tf.cast(kept, tf.complex64)))
+
+
+class Printed(keras.layers.Layer):
+    """Prints, and asserts, what was drawn before it."""
+
+    def call(self, x):
+        tf.debugging.assert_all_finite(x, "finite")
+        tf.print(tf.size(x), output_stream=sys.stderr)
+        return x
+
+
+@pytest.mark.parametrize("kind", ["tokens", "printed"])
+def test_what_is_done_to_a_drawn_mask_does_not_stop_plain_fit(kind, capfd):
+    tokens = np.arange(24).reshape(8, 3) % 5
+    layers = [
+        keras.Input((3,), dtype="int32"),
+        keras.layers.Embedding(5, 4),
+        keras.layers.Dropout(0.1),
+        *([Printed()] if kind == "printed" else []),
+        keras.layers.Dense(5),
+    ]
+    optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    loader = dp_train.PoissonLoader(tokens, tokens, batch_size=4)
+    model = keras.Sequential(layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss)
+    batches = loader.dataset_for(optimizer)
+    model.fit(batches, epochs=2, verbose=0, shuffle=False)
+    assert optimizer.ledger.total == 4
+
+
+class Keeps(keras.layers.Layer):
+    """Keeps a sum of its inputs in the state of a seed generator."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.seed, self.way = keras.random.SeedGenerator(1), way
+
+    def call(self, x):
+        kept = tf.cast(tf.reduce_sum(tf.abs(x)) * 1000, self.seed.state.dtype)
+        if self.way == "assign":
+            self.seed.state.assign([kept, kept])
+        else:
+            self.keep(kept)
+            x = x + tf.cast(self.seed.next()[0], x.dtype) * 0
+        return x
+
+    @tf.function
+    def keep(self, kept):
+        tf.raw_ops.AssignVariableOp(
+            resource=self.seed.state.handle, value=tf.stack([kept, kept])
+        )
+
+
+@pytest.mark.parametrize("way", ["assign", "in a function"])
+def test_plain_fit_refuses_what_is_kept_in_the_state_of_a_seed(way):
+    x = np.ones((8, 3), "float32")
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=4
+    )
+    model = keras.Sequential([keras.Input((3,)), Keeps(way), keras.layers.Dense(1)])
+    model.compile(optimizer, loss="mse")
+    with pytest.raises(dp_train.NotPrivateError, match="state of a random layer"):
+        model.fit(x, x[:, :1], batch_size=4, verbose=0)
