@@ -21,7 +21,7 @@ from dp_train import host
 from dp_train.errors import NotPrivateError
 
 _HARMLESS = frozenset(
-    """Assert LogicalAssert Print PrintV2 StatelessRandomGetAlg
+    """Assert Empty LogicalAssert Print PrintV2 StatelessRandomGetAlg
     StatelessRandomGetKeyCounterAlg""".split()
 )
 _READS_NO_VARIABLE = frozenset(

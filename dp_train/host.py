@@ -33,6 +33,7 @@ from tensorflow.python.ops import (
     array_ops,
     control_flow_util,
     custom_gradient,
+    functional_ops,
     math_grad,
     script_ops,
 )
@@ -229,6 +230,17 @@ def redirect_reads(
     return values
 
 
+def _gradient_name(op: Any) -> str:
+    """What tf.custom_gradient left on an op, "" on others."""
+    name: str = op.node_def.attr["_gradient_op_type"].s.decode()
+    return name
+
+
+def has_own_gradient(op: Any) -> bool:
+    """Whether the op is differentiated otherwise than others of its type."""
+    return op._gradient_function is not None or bool(_gradient_name(op))
+
+
 def has_foreign_gradient(op: Any) -> bool:
     """Whether a gradient was registered for the op that is not TensorFlow's or Keras's.
 
@@ -237,7 +249,7 @@ def has_foreign_gradient(op: Any) -> bool:
     """
     if op._gradient_function is not None:
         return True
-    name = op.node_def.attr["_gradient_op_type"].s.decode()
+    name = _gradient_name(op)
     waiting: list[Any] = [ops.gradient_registry.lookup(name)] if name else []
     seen: set[int] = set()
     while waiting:
@@ -341,6 +353,10 @@ def _effects_of_node(
                     yield from _effects_of_function(op, name, given, is_needed)
         return
     definition = op_def_registry.get(node.op)
+    if definition is None and context.context().has_function(node.op):
+        # The loops of tf.nn.ctc_loss call by type; no function has an op's name.
+        yield from _effects_of_function(op, node.op, handles, is_needed)
+        return
     is_stateful = definition is None or definition.is_stateful
     calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
     is_of_host = "PyFunc" in node.op
@@ -354,6 +370,8 @@ def _effects_of_node(
         kind = node.op
         if node.attr["output_stream"].s.startswith(b"file:"):
             kind += " to a file"
+        if kind == "Empty" and not node.attr["init"].b:
+            kind += " with what the memory held"
         yield Effect(op, kind, node.name, found, function, is_needed)
 
 
@@ -899,7 +917,10 @@ def vectorized_map(
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
-        with _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}):
+        with (
+            _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}),
+            _replaced(functional_ops, {"While": _while_loop}),
+        ):
             return tf.vectorized_map(traced, elements, warn=False)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if not is_traced:
@@ -910,6 +931,16 @@ def vectorized_map(
         ) from error
     finally:
         _mapping.is_ours = before
+
+
+def _while_loop(
+    input_: list[tf.Tensor], cond: Any, body: Any, name: str | None = None, **_: Any
+) -> Any:
+    """The loop of tf.nn.ctc_loss as one that TensorFlow can map (TensorFlow 2.21).
+
+    What calls it has a gradient of its own, which does not ask the loop.
+    """
+    return tf.while_loop(cond._func, body._func, input_, name=name)
 
 
 class _Mapping(threading.local):
@@ -983,10 +1014,24 @@ def _convert_last_axis(op: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], 
     return convert
 
 
+def _convert_pad(pfor_input: Any) -> Any:
+    """A PadV2 with its own value; TensorFlow 2.21 maps it as padding with zeros."""
+    pfor_input.stack_inputs([0])
+    paddings, value = pfor_input.unstacked_input(1), pfor_input.unstacked_input(2)
+    none = tf.zeros([1, 2], paddings.dtype)
+    padded = tf.raw_ops.PadV2(
+        input=pfor_input.stacked_input(0),
+        paddings=tf.concat([none, paddings], axis=0),
+        constant_values=value,
+    )
+    return pfor.wrap(padded, True)
+
+
 _CONVERTERS = {
     "BatchMatMulV2": _convert_batch_matmul,
     "Softmax": _convert_last_axis(tf.nn.softmax),
     "LogSoftmax": _convert_last_axis(tf.nn.log_softmax),
+    "PadV2": _convert_pad,
 }
 
 
