@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import random
 import re
 import sys
 import threading
@@ -637,6 +638,31 @@ def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def recorded_python_draws(model: keras.Model, calls: list[Any]) -> Iterator[None]:
+    """Appends each layer whose call moves a generator of Python or NumPy, inner first.
+
+    keras.layers.AugMix chooses its ops so, while it is traced (Keras 3.15.1).
+    """
+
+    def state() -> tuple[Any, ...]:
+        _, words, *rest = np.random.get_state(legacy=True)
+        return random.getstate(), np.asarray(words).tobytes(), rest
+
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            before = state()
+            outputs = call(*args, **kwargs)
+            if state() != before:
+                calls.append(layer)
+            return outputs
+
+        return recording
+
+    with replaced_calls([*sublayers(model), model], around):
+        yield
+
+
+@contextmanager
 def random_layers_off(model: keras.Model) -> Iterator[None]:
     """Layers with a seed generator of their own are not training inside the block."""
 
@@ -920,6 +946,7 @@ def vectorized_map(
         with (
             _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}),
             _replaced(functional_ops, {"While": _while_loop}),
+            _replaced(pfor, {"_fallback_converter": _one_by_one}),
         ):
             return tf.vectorized_map(traced, elements, warn=False)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -941,6 +968,26 @@ def _while_loop(
     What calls it has a gradient of its own, which does not ask the loop.
     """
     return tf.while_loop(cond._func, body._func, input_, name=name)
+
+
+def _one_by_one(pfor_input: Any, *given: Any, **named: Any) -> Any:
+    """An op without a converter, in a loop, if examples have results of one shape.
+
+    Raises:
+        NotImplementedError: how many results there are depends on what it reads.
+    """
+    op = pfor_input.op
+    is_given, is_known = (
+        all(t.shape.is_fully_defined() for t in ts) for ts in (op.inputs, op.outputs)
+    )
+    if is_given and not is_known:
+        raise NotImplementedError(
+            f"TensorFlow has no map over examples for it: {op.type} may have another "
+            "number of results for each example"
+        )
+    return _ask_for_replacements(pfor, "_fallback_converter")(
+        pfor_input, *given, **named
+    )
 
 
 class _Mapping(threading.local):
