@@ -27,6 +27,7 @@ from dp_train.gradients.structures import tensors
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
+    check_inner,
     checked_expected_batch_size,
     checked_inner,
     checked_noise_multiplier,
@@ -557,6 +558,7 @@ class DPOptimizer(InCheckpoints, keras.optimizers.Optimizer):
         """Creates the inner optimizer's variables."""
         self.account.owner.own(variables)
         self.inner_optimizer.build(variables)
+        check_inner(self.inner_optimizer)
         super().build(variables)
 
     @property
