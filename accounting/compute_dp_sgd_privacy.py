@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         help="instead of a plan: the statement for what a training has recorded, from"
-        " a .ledger.json, .keras or HDF5 file; several are added up",
+        " a .ledger.json, .keras (also a folder) or HDF5 file; several are added up",
     )
     add("--json", action="store_true", help="print one JSON object instead of text")
     version = f"{PROGRAM} {package_version()}"

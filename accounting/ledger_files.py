@@ -1,7 +1,8 @@
 """A ledger from a file: what `Ledger.to_json` wrote, or a model that was saved.
 
-Keras's `.keras` files are archives, with weights as HDF5; dp_train keeps the ledger
-beside the weights, and in the configuration of the optimizer. All that is found counts.
+Keras's `.keras` files are archives, or folders, with weights as HDF5; dp_train keeps
+the ledger beside the weights, and in the configuration of the optimizer. All that is
+found counts.
 Nothing in the file is run, and no model is built.
 """
 
@@ -10,7 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from accounting.ledger import Ledger
 
@@ -28,23 +29,23 @@ def read_ledger(path: str) -> Ledger:
     """The ledger in a file, or in the file of a model with what lies beside it.
 
     Args:
-        path: of a `.ledger.json`, `.keras` or HDF5 file.
+        path: of a `.ledger.json`, `.keras` or HDF5 file, or of a `.keras` folder.
 
     Raises:
         LedgerFileError: nothing in it is a ledger.
         ValueError: a ledger in it is damaged.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        start = file.read(len(_HDF5))
-    if zipfile.is_zipfile(path):
+    if os.path.isdir(path):
+        texts = list(_in_folder(path))
+    elif zipfile.is_zipfile(path):
         texts = list(_in_archive(path))
-    elif start == _HDF5:
+    elif _starts(path) == _HDF5:
         texts = list(_in_hdf5(path, path))
     else:
         with open(path, encoding="utf-8") as text_file:
             return Ledger.from_json(text_file.read())
-    beside = path + _SIDECAR
+    beside = os.path.normpath(path) + _SIDECAR
     if os.path.exists(beside):
         with open(beside, encoding="utf-8") as text_file:
             texts.append(text_file.read())
@@ -59,16 +60,40 @@ def read_ledger(path: str) -> Ledger:
     return ledger
 
 
+def _starts(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(len(_HDF5))
+
+
 def _in_archive(path: str) -> Iterator[str]:
     """Ledgers in a `.keras` file, as JSON."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            name = entry.filename
-            if name.endswith(".h5"):
-                with archive.open(entry) as weights:
-                    yield from _in_hdf5(io.BytesIO(weights.read()), path)
-            elif name.endswith(".json") and entry.file_size <= _MOST_BYTES:
-                yield from _in_json(archive.read(entry).decode("utf-8"), path)
+            with archive.open(entry) as part:
+                yield from _in_part(entry.filename, part, entry.file_size, path)
+
+
+def _in_folder(path: str) -> Iterator[str]:
+    """Ledgers in a `.keras` file that Keras left as a folder (zipped=False)."""
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise LedgerFileError(
+            f"{path!r} is a folder, and not one that model.save(..., zipped=False) of"
+            " Keras wrote: it has no config.json. No ledger is looked for in other"
+            " folders. Name the .ledger.json file, or the file or folder of a model."
+        )
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as part:
+                size = os.fstat(part.fileno()).st_size
+                yield from _in_part(name, part, size, path)
+
+
+def _in_part(name: str, part: IO[bytes], size: int, path: str) -> Iterator[str]:
+    """Ledgers in a part of a saved model, as JSON."""
+    if name.endswith(".h5"):
+        yield from _in_hdf5(io.BytesIO(part.read()), path)
+    elif name.endswith(".json") and size <= _MOST_BYTES:
+        yield from _in_json(part.read().decode("utf-8"), path)
 
 
 def _in_json(text: str, path: str) -> Iterator[str]:

@@ -54,7 +54,7 @@ def announce(
     ledger: Ledger,
     delta: float,
     *,
-    target: str = "",
+    target: float | None = None,
     is_shown: bool,
 ) -> None:
     """Logs the line, at level info; prints it, too, where a fit shows its progress.
@@ -65,20 +65,29 @@ def announce(
         l2_norm_clip: C.
         ledger: what was spent before.
         delta: of the epsilons in the line.
-        target: words on a target, or "".
+        target: epsilon that is promised at that delta; then the figures are certified
+            bounds, as those of targets and reports are. None: they are estimates.
         is_shown: whether fit is verbose.
     """
     accountant = DefaultAccountant(ledger.supported_relation(event))
-    before = accountant.compose_ledger(ledger).running_epsilon(delta)
-    spent = f"about {before:.4g} is spent" if before else "nothing is spent"
+
+    def figure() -> str:
+        if target is None:
+            return f"about {accountant.running_epsilon(delta):.4g}"
+        # In as many digits as the target: rounded alike, it stays within.
+        return f"at most {accountant.epsilon(delta).upper:g}"
+
+    accountant.compose_ledger(ledger)
+    spent = f"{figure()} is spent" if ledger.total else "nothing is spent"
     coming = "the number of steps is not known"
     if steps:
-        after = accountant.compose(event, steps).running_epsilon(delta)
-        coming = f"about {after:.4g} will be at the end"
+        accountant.compose(event, steps)
+        coming = f"{figure()} will be at the end"
+    aim = "" if target is None else f", of a target of {target:g}"
     line = (
         f"dp_train: {'?' if steps is None else steps} steps of {event.describe()}, "
         f"clip norm {l2_norm_clip:g}; of epsilon at delta {delta:g} {spent}, {coming}"
-        f"{target}."
+        f"{aim}."
     )
     logging.info(line)
     if is_shown:

@@ -21,8 +21,8 @@ from dp_train import host
 from dp_train.errors import NotPrivateError
 
 _HARMLESS = frozenset(
-    """Assert CheckNumerics CheckNumericsV2 LogicalAssert Print PrintV2 StatelessRandomGetAlg
-    StatelessRandomGetKeyCounterAlg""".split()
+    """Assert CheckNumerics CheckNumericsV2 Empty LogicalAssert Print PrintV2
+    StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg""".split()
 )
 _READS_NO_VARIABLE = frozenset(
     "LookupTableFindV2 LookupTableSizeV2 VarIsInitializedOp VariableShape".split()
@@ -38,6 +38,7 @@ _WRITES = (
 )
 """First letters of the ops that write to a variable, and do nothing else."""
 _DRAWS = (
+    "Fractional",
     "Multinomial",
     "ParameterizedTruncated",
     "Random",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib
 import logging
+import random
 import re
 import sys
 import threading
@@ -33,6 +35,7 @@ from tensorflow.python.ops import (
     array_ops,
     control_flow_util,
     custom_gradient,
+    functional_ops,
     math_grad,
     script_ops,
 )
@@ -257,6 +260,17 @@ def _initializes(op: tf.Operation) -> bool:
     return all(node.op in ("Const", "Identity") for node in definition.node_def)
 
 
+def _gradient_name(op: Any) -> str:
+    """What tf.custom_gradient left on an op, "" on others."""
+    name: str = op.node_def.attr["_gradient_op_type"].s.decode()
+    return name
+
+
+def has_own_gradient(op: Any) -> bool:
+    """Whether the op is differentiated otherwise than others of its type."""
+    return op._gradient_function is not None or bool(_gradient_name(op))
+
+
 def has_foreign_gradient(op: Any) -> bool:
     """Whether a gradient was registered for the op that is not TensorFlow's or Keras's.
 
@@ -265,7 +279,7 @@ def has_foreign_gradient(op: Any) -> bool:
     """
     if op._gradient_function is not None:
         return True
-    name = op.node_def.attr["_gradient_op_type"].s.decode()
+    name = _gradient_name(op)
     waiting: list[Any] = [ops.gradient_registry.lookup(name)] if name else []
     seen: set[int] = set()
     while waiting:
@@ -331,8 +345,8 @@ def stored_value(variable: keras.Variable | tf.Variable) -> tf.Tensor:
 def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
     """The effects of ops of one graph, and of the functions that they call.
 
-    A stateful op has one, whatever is given a variable or a table has one, and so has a
-    host call, also where it is said to have none (PyFuncStateless, TensorFlow 2.21).
+    Without one are the ops that compute, if TensorFlow says that they keep no state and
+    they are given no variable, table or function.
     """
     outside: dict[int, Any] | None = None
     for op in operations:
@@ -368,6 +382,34 @@ def value_behind(handle: Any) -> bytes:
     return content
 
 
+_COMPUTING = """array audio bitwise candidate_sampling composite_tensor control_flow
+count ctc image linalg list manip map math nn optional parsing ragged_array
+ragged_conversion ragged_math random random_index_shuffle rnn set sparse special_math
+spectral stateless_random stateless_random_ops_v2 string""".split()
+"""Rooms of TensorFlow whose ops compute. Beside them are rooms for files, debuggers,
+summaries, checkpoints, data sets: what an op does there need not be called a state."""
+_NOT_COMPUTING = frozenset(
+    # They write into memory that others read, a variable's too; read files; draw by a
+    # seed of their own; end the process (TensorFlow 2.21).
+    """Abort FractionalAvgPool FractionalMaxPool ImmutableConst InplaceAdd InplaceSub
+    InplaceUpdate""".split()
+)
+_FEW_COMPUTING = "DynamicPartition DynamicStitch ParallelDynamicStitch".split()
+"""In rooms of which most ops do more."""
+
+
+@functools.cache
+def _computing_ops() -> frozenset[str]:
+    """Types of the ops whose outputs are all that they do."""
+    found = set(_FEW_COMPUTING)
+    for room in _COMPUTING:
+        name = room if "ops" in room else f"{room}_ops"
+        module = importlib.import_module(f"tensorflow.python.ops.gen_{name}")
+        # Each room names its ops as graphs do, and imports the type Any.
+        found |= {n for n in vars(module) if op_def_registry.get(n) is not None}
+    return frozenset(found - _NOT_COMPUTING)
+
+
 def _captured(graph: Any) -> dict[int, int]:
     """By id of a tensor of a graph, the id of what it stands for outside of all."""
     if not isinstance(graph, func_graph.FuncGraph):
@@ -398,19 +440,21 @@ def _effects_of_node(
                     yield from _effects_of_function(op, name, given, is_needed)
         return
     definition = op_def_registry.get(node.op)
+    if definition is None and context.context().has_function(node.op):
+        # The loops of tf.nn.ctc_loss call by type; no function has an op's name.
+        yield from _effects_of_function(op, node.op, handles, is_needed)
+        return
     is_stateful = definition is None or definition.is_stateful
     calls = any(a.HasField("func") or a.list.func for a in node.attr.values())
-    is_of_host = "PyFunc" in node.op
-    # They write into the memory of their input, a variable's too (TensorFlow 2.21).
-    is_in_place = node.op.startswith("Inplace")
-    is_of_files = node.op in ("ReadFile", "MatchingFiles")
     found = tuple(handle for handle in handles if handle is not None)
-    if any((is_stateful, calls, is_of_host, is_in_place, is_of_files, found)):
-        token = node.attr["token"].s.decode() if is_of_host else ""
+    if is_stateful or calls or found or node.op not in _computing_ops():
+        token = node.attr["token"].s.decode() if "PyFunc" in node.op else ""
         function = script_ops._py_funcs._funcs.get(token)
         kind = node.op
         if node.attr["output_stream"].s.startswith(b"file:"):
             kind += " to a file"
+        if kind == "Empty" and not node.attr["init"].b:
+            kind += " with what the memory held"
         yield Effect(op, kind, node.name, found, function, is_needed)
 
 
@@ -704,6 +748,31 @@ def recorded_calls(model: keras.Model, calls: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
+def recorded_python_draws(model: keras.Model, calls: list[Any]) -> Iterator[None]:
+    """Appends each layer whose call moves a generator of Python or NumPy, inner first.
+
+    keras.layers.AugMix chooses its ops so, while it is traced (Keras 3.15.1).
+    """
+
+    def state() -> tuple[Any, ...]:
+        _, words, *rest = np.random.get_state(legacy=True)
+        return random.getstate(), np.asarray(words).tobytes(), rest
+
+    def around(layer: keras.layers.Layer, call: Any) -> Any:
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            before = state()
+            outputs = call(*args, **kwargs)
+            if state() != before:
+                calls.append(layer)
+            return outputs
+
+        return recording
+
+    with replaced_calls([*sublayers(model), model], around):
+        yield
+
+
+@contextmanager
 def random_layers_off(model: keras.Model) -> Iterator[None]:
     """Layers with a seed generator of their own are not training inside the block."""
 
@@ -984,7 +1053,11 @@ def vectorized_map(
     try:
         # An op without a converter (keyed random ops, depthwise convolutions) runs
         # example by example: slower, and right.
-        with _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}):
+        with (
+            _replaced(control_flow_ops, {"_is_under_xla_context": lambda: False}),
+            _replaced(functional_ops, {"While": _while_loop}),
+            _replaced(pfor, {"_fallback_converter": _one_by_one}),
+        ):
             return tf.vectorized_map(traced, elements, warn=False)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if not is_traced:
@@ -995,6 +1068,36 @@ def vectorized_map(
         ) from error
     finally:
         _mapping.is_ours = before
+
+
+def _while_loop(
+    input_: list[tf.Tensor], cond: Any, body: Any, name: str | None = None, **_: Any
+) -> Any:
+    """The loop of tf.nn.ctc_loss as one that TensorFlow can map (TensorFlow 2.21).
+
+    What calls it has a gradient of its own, which does not ask the loop.
+    """
+    return tf.while_loop(cond._func, body._func, input_, name=name)
+
+
+def _one_by_one(pfor_input: Any, *given: Any, **named: Any) -> Any:
+    """An op without a converter, in a loop, if examples have results of one shape.
+
+    Raises:
+        NotImplementedError: how many results there are depends on what it reads.
+    """
+    op = pfor_input.op
+    is_given, is_known = (
+        all(t.shape.is_fully_defined() for t in ts) for ts in (op.inputs, op.outputs)
+    )
+    if is_given and not is_known:
+        raise NotImplementedError(
+            f"TensorFlow has no map over examples for it: {op.type} may have another "
+            "number of results for each example"
+        )
+    return _ask_for_replacements(pfor, "_fallback_converter")(
+        pfor_input, *given, **named
+    )
 
 
 class _Mapping(threading.local):
@@ -1068,10 +1171,24 @@ def _convert_last_axis(op: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], 
     return convert
 
 
+def _convert_pad(pfor_input: Any) -> Any:
+    """A PadV2 with its own value; TensorFlow 2.21 maps it as padding with zeros."""
+    pfor_input.stack_inputs([0])
+    paddings, value = pfor_input.unstacked_input(1), pfor_input.unstacked_input(2)
+    none = tf.zeros([1, 2], paddings.dtype)
+    padded = tf.raw_ops.PadV2(
+        input=pfor_input.stacked_input(0),
+        paddings=tf.concat([none, paddings], axis=0),
+        constant_values=value,
+    )
+    return pfor.wrap(padded, True)
+
+
 _CONVERTERS = {
     "BatchMatMulV2": _convert_batch_matmul,
     "Softmax": _convert_last_axis(tf.nn.softmax),
     "LogSoftmax": _convert_last_axis(tf.nn.log_softmax),
+    "PadV2": _convert_pad,
 }
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from accounting import Ledger
 from dp_train import host
@@ -77,15 +79,17 @@ def warn_of_validation_split(validation_split: float, ledger: Ledger) -> None:
 
 
 def warn_of_adapted_layers(model: keras.Model, ledger: Ledger) -> None:
-    """Warns of statistics that `adapt` has put into the model without noise."""
+    """Warns of statistics that `adapt` may have put into the model without noise."""
     for layer in host.sublayers(model):
-        if not callable(getattr(layer, "adapt", None)) or _is_given(layer):
+        can_adapt = callable(getattr(layer, "adapt", None))
+        if not can_adapt or _is_given(layer) or _is_empty(layer):
             continue
         name = f"{layer.name!r} ({type(layer).__name__})"
-        ledger.remark("data_statistics", f"layer {name} has what adapt gave it")
+        ledger.remark("data_statistics", f"layer {name} has figures from adapt or set")
         warnings.warn(
-            f"Layer {name} takes its figures from adapt. They are part of the model "
-            "and carry no noise, so epsilon does not cover them. Adapt it to public "
+            f"Layer {name} has figures that its constructor was not given: from adapt, "
+            "or set later. They are part of the model and carry no noise, so epsilon "
+            "does not cover them if they are those of private data. Adapt it to public "
             "data, or pass them to its constructor.",
             PrivacyWarning,
             stacklevel=4,
@@ -100,6 +104,29 @@ def _is_given(layer: keras.layers.Layer) -> bool:
         return layer.num_bins is None
     given = "input_mean", "input_vocabulary"
     return any(getattr(layer, name, None) is not None for name in given)
+
+
+_WITH_WORDS = (
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
+)
+
+
+def _is_empty(layer: keras.layers.Layer) -> bool:
+    """Whether a layer of Keras is known to be as before any adapt."""
+    if isinstance(layer, keras.layers.Discretization):
+        return layer.bin_boundaries is None
+    if isinstance(layer, _WITH_WORDS):
+        return not host.outside_of_tracing(
+            lambda: layer.get_vocabulary(include_special_tokens=False)
+        )
+    if isinstance(layer, keras.layers.Normalization):
+        if layer.mean is None:
+            return True
+        figures = zip((layer.mean, layer.variance), (0.0, 1.0), strict=True)
+        return all(np.all(tf.get_static_value(t) == at) for t, at in figures)
+    return False
 
 
 class Stops(keras.callbacks.Callback):

@@ -456,9 +456,8 @@ class PrivateTraining(_Mixin):
             return
         event = sampling.event(GaussianEvent(optimizer.noise_multiplier))
         delta = delta_of([optimizer, *callbacks], state.population)
-        ledger, target, words = self.privacy_ledger, optimizer.target, ""
+        ledger, target = self.privacy_ledger, optimizer.target
         if target is not None:
-            words = f", of a target of {target.epsilon:g}"
             is_ready_made = isinstance(sampling, UnverifiedSampling)
             if is_ready_made and steps and steps_per_epoch and steps_per_epoch > 1:
                 covered = target.covered_steps(steps, int(optimizer.iterations))
@@ -471,7 +470,7 @@ class PrivateTraining(_Mixin):
             optimizer.l2_norm_clip,
             ledger,
             delta,
-            target=words,
+            target=None if target is None else target.epsilon,
             is_shown=is_shown,
         )
 

@@ -169,7 +169,8 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
     only the other rows differ. The first output must not notice.
 
     Raises:
-        NotPrivateError: it does; the layer is named where it can be found.
+        NotPrivateError: it does, or it is another at every call; the layer is named
+            where it can be found.
     """
     first, second = made_up(x), made_up(x, changed_rows=True)
     if first is None:
@@ -188,7 +189,12 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
             "mixes examples. Replace that layer by one that treats every example by "
             "itself."
         ) from error
-    if not _same(outputs, _outputs(model, first)):
+    drawing: list[keras.layers.Layer] = []
+    with host.recorded_python_draws(model, drawing):
+        again = _outputs(model, first)
+    if drawing:
+        raise _of_python_draw(drawing[0])
+    if not _same(outputs, again):
         # An unseeded random layer: nothing can be concluded here. The engine that runs
         # whole batches needs a proof on the graph anyway (gradients/separation.py).
         return
@@ -204,6 +210,16 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
         f"{named} mixes examples: the output for one example changes with the other "
         "examples in the batch. Clipping bounds an example's own gradient only if its "
         f"loss is its own. {_replacement(layer)}"
+    )
+
+
+def _of_python_draw(layer: keras.layers.Layer) -> NotPrivateError:
+    return NotPrivateError(
+        f"Layer {layer.name!r} ({type(layer).__name__}) draws by Python's or NumPy's "
+        "generators when it is called. Every trace of it is another function then, and "
+        "what was checked of one holds of no other. Draw by keras.random with a "
+        "keras.random.SeedGenerator, or change the examples one by one: "
+        "fit(augment=...) or PoissonLoader(augment=...)."
     )
 
 

@@ -312,8 +312,8 @@ def prepare(
         looking.warn_of_adapted_layers(model, state.account.ledger)
         state.copies = copies
         state.seed_states = model_checks.check_state_updates(model, *flat_batches)
-        model_checks.check_examples_are_separate(model, flat_specs(example, copies)[0])
         objective = Objective(model, variables, state.seed_states, copies=copies)
+        model_checks.check_examples_are_separate(model, flat_specs(example, copies)[0])
         state.plan = choose.make_plan(state.gradients, objective, example, batches)
         # Traced again, for these shapes: a step for several would know none of them.
         state.microbatch = None

@@ -15,6 +15,7 @@ rules for each class of layers; on the graph a handful of ops covers most layers
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -435,25 +436,35 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     graph = tensors(y_pred)[0].graph
     forward = {id(op) for op in graph.get_operations()}
 
-    def one(elements: list[tf.Tensor]) -> tf.Tensor:
+    elements = [tf.identity(t) for t in tensors(given)]
+    first = len(tensors(rows))
+    is_asked = [i >= first and t.dtype.is_floating for i, t in enumerate(elements)]
+
+    def one(elements: list[tf.Tensor]) -> list[tf.Tensor]:
         x, y, weight, y_pred, hidden = restored(given, [e[None] for e in elements])
         y_pred = host.with_hidden(y_pred, hidden)
         body = tf.compat.v1.get_default_graph()
         before = len(body.get_operations())
         loss = host.compute_loss(objective.model, x, y, y_pred, weight)
-        if any(map(host.has_foreign_gradient, body.get_operations()[before:])):
-            # The map would differentiate what it does, and not ask it.
+        made = body.get_operations()[before:]
+        if any(map(host.has_foreign_gradient, made)):
             raise UnsupportedSiteError("the loss has a gradient of its own")
-        return tf.reduce_sum(loss)
+        total = tf.reduce_sum(loss)
+        if not any(map(host.has_own_gradient, made)):
+            return [total]
+        # Behind the map it would not be asked: what the map did is differentiated.
+        asked = list(itertools.compress(elements, is_asked))
+        found = tf.gradients(total, asked, unconnected_gradients="zero")
+        return [total, *map(tf.convert_to_tensor, found)]
 
-    # Only by these may the loss reach the batch.
-    elements = [tf.identity(t) for t in tensors(given)]
+    # Only by the elements may the loss reach the batch.
     try:
-        losses = host.vectorized_map(one, elements)
+        losses, *cotangents = host.vectorized_map(one, elements)
     except NotImplementedError as error:
         raise UnsupportedSiteError(f"the loss cannot be mapped ({error})") from error
     ends = {t.op for t in elements}
-    needed = separation.ancestors([losses], map(id, ends)) - set(map(id, ends))
+    found = separation.ancestors([losses, *cotangents], map(id, ends))
+    needed = found - set(map(id, ends))
     if needed & forward & _ops_with_data(tensors(rows)):
         raise UnsupportedSiteError(
             "the loss reads what the layers computed, other than the predictions"
@@ -465,7 +476,30 @@ def _losses(objective: Objective, rows: Rows, y_pred: Any) -> tf.Tensor:
     ]
     if reads:
         raise UnsupportedSiteError("the loss reads a variable")
+    if cotangents:
+        asked = itertools.compress(elements, is_asked)
+        losses = _with_gradient(losses, list(asked), cotangents)
     return losses
+
+
+def _with_gradient(
+    losses: tf.Tensor, inputs: list[tf.Tensor], cotangents: list[tf.Tensor]
+) -> tf.Tensor:
+    """Losses [b] whose gradients by inputs [b, ...] are known."""
+
+    @tf.custom_gradient
+    def known(*_: tf.Tensor) -> Any:
+        def gradients(upstream: tf.Tensor) -> list[tf.Tensor]:
+            return [
+                tf.reshape(tf.cast(upstream, c.dtype), [-1] + [1] * (c.shape.rank - 1))
+                * c
+                for c in cotangents
+            ]
+
+        return tf.identity(losses), gradients
+
+    result: tf.Tensor = known(*inputs)
+    return result
 
 
 def _rows_an_example(op: tf.Operation, kinds: separation.Kinds) -> int:

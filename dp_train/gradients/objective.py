@@ -25,6 +25,15 @@ Rows = tuple[Any, Any, Any]
 
 WEIGHTS_SCOPE = "dp_train_weights/"
 """Names of the ops that read the weights for all of a step begin so."""
+_OF_COMPLEX = (
+    "Clipping and noise are proved for real numbers: of complex ones they would bound "
+    "and hide the real part only. Keep real and imaginary part as two real weights and "
+    "join them in call (tf.complex), or set trainable=False."
+)
+_OF_WHOLE = (
+    "Such a weight has no gradient: nothing would train it, and noise cannot be added "
+    "to it. Make it a float weight, or set trainable=False."
+)
 Outputs = tuple[tf.Tensor, Any, Any]
 """(loss, predictions, host.hidden_on them) of one example or stacked, for metrics."""
 
@@ -59,13 +68,11 @@ class Objective:
             NotPrivateError: a variable is complex, or no floating-point number.
         """
         for variable in self.variables:
-            if not tf.as_dtype(variable.dtype).is_floating:
+            dtype = tf.as_dtype(variable.dtype)
+            if not dtype.is_floating:
+                reason = _OF_COMPLEX if dtype.is_complex else _OF_WHOLE
                 raise NotPrivateError(
-                    f"The trainable weight {variable.path!r} is {variable.dtype}. "
-                    "Clipping and noise are proved for real numbers: of complex ones "
-                    "they would bound and hide the real part only. Keep real and "
-                    "imaginary part as two real weights and join them in call "
-                    "(tf.complex), or set trainable=False."
+                    f"The trainable weight {variable.path!r} is {dtype.name}. {reason}"
                 )
 
     def example_keys(self, count: tf.Tensor) -> list[tf.Tensor]:

@@ -67,6 +67,15 @@ class Fixed(Generic[T]):
 
 def checked_inner(inner: Any) -> keras.optimizers.Optimizer:
     optimizer = keras.optimizers.get(inner)
+    check_inner(optimizer)
+    return optimizer
+
+
+def check_inner(optimizer: keras.optimizers.Optimizer) -> None:
+    """Refuses what does more with noised gradients than to update, in any part of it.
+
+    MultiOptimizer with a function asks for its parts when it is built.
+    """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "The inner optimizer is a LossScaleOptimizer. Its decision to skip a step "
@@ -85,7 +94,20 @@ def checked_inner(inner: Any) -> keras.optimizers.Optimizer:
                 f"The inner optimizer sets {argument}={value}. In private training "
                 f"{reason}. Remove {argument}."
             )
-    return optimizer
+    for part in _parts(optimizer):
+        if hasattr(part, "apply_clipped_sum"):
+            raise ValueError(
+                f"The inner optimizer holds a {type(part).__name__}. What would reach "
+                "it is noised already, and its noise would be added twice and charged "
+                "once. Give MultiOptimizer plain Keras optimizers, and DPOptimizer the "
+                "MultiOptimizer."
+            )
+        check_inner(part)
+
+
+def _parts(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    held = [*vars(optimizer).values(), *getattr(optimizer, "optimizers", ())]
+    return [part for part in held if isinstance(part, keras.optimizers.Optimizer)]
 
 
 def checked_noise_multiplier(noise_multiplier: float | None) -> float | None:

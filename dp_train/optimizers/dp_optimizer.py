@@ -28,6 +28,7 @@ from dp_train.last_values import Samples
 from dp_train.noise.draw import NOISE_SOURCES, draw_noise
 from dp_train.optimizers.arguments import (
     Fixed,
+    check_inner,
     checked_expected_batch_size,
     checked_inner,
     checked_noise_multiplier,
@@ -581,6 +582,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Creates the inner optimizer's variables."""
         self.account.owner.own(variables)
         self.inner_optimizer.build(variables)
+        check_inner(self.inner_optimizer)
         super().build(variables)
         # Momentum tells of the data, too; and a checkpoint may be of it alone.
         self.account.owner.own(self.variables)

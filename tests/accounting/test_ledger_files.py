@@ -61,6 +61,24 @@ def test_all_places_count_and_the_same_run_counts_once(tmp_path) -> None:
     assert read_ledger(path).total == 17
 
 
+def test_model_that_was_saved_as_a_folder_is_read(tmp_path) -> None:
+    weights = weights_with(ledger_of(5).to_json().encode())
+    with zipfile.ZipFile(write_model(tmp_path / "a.keras", weights=weights)) as archive:
+        archive.extractall(tmp_path / "folder")
+    assert read_ledger(str(tmp_path / "folder")).total == 5
+    assert read_ledger(f"{tmp_path / 'folder'}/").total == 5
+    beside = tmp_path / "folder.ledger.json"
+    beside.write_text(ledger_of(10).to_json(), encoding="utf-8")
+    assert read_ledger(f"{tmp_path / 'folder'}/").total == 15
+
+
+def test_folder_that_holds_no_model_is_refused(tmp_path, capsys) -> None:
+    assert main([f"--ledger={tmp_path}", "--delta=1e-5"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    for part in ("is a folder", "No ledger is looked for", "Name the .ledger.json"):
+        assert part in said
+
+
 def test_model_without_a_ledger_is_refused(tmp_path) -> None:
     with pytest.raises(LedgerFileError, match="without a ledger"):
         read_ledger(write_model(tmp_path / "a.keras"))

@@ -140,27 +140,27 @@ WAYS = {
     "Normalization": Way(
         _adapted(keras.layers.Normalization(), _numbers[:, None]),
         "data_statistics",
-        "(Normalization) has what adapt gave it",
+        "(Normalization) has figures from adapt or set",
     ),
     "Discretization": Way(
         _adapted(keras.layers.Discretization(num_bins=3), _numbers),
         "data_statistics",
-        "(Discretization) has what adapt gave it",
+        "(Discretization) has figures from adapt or set",
     ),
     "IntegerLookup": Way(
         _adapted(keras.layers.IntegerLookup(), _numbers),
         "data_statistics",
-        "(IntegerLookup) has what adapt gave it",
+        "(IntegerLookup) has figures from adapt or set",
     ),
     "StringLookup": Way(
         _adapted(keras.layers.StringLookup(), _words),
         "data_statistics",
-        "(StringLookup) has what adapt gave it",
+        "(StringLookup) has figures from adapt or set",
     ),
     "TextVectorization": Way(
         _adapted(keras.layers.TextVectorization(), _words),
         "data_statistics",
-        "(TextVectorization) has what adapt gave it",
+        "(TextVectorization) has figures from adapt or set",
     ),
 }
 

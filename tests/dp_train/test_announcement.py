@@ -47,6 +47,28 @@ def test_a_silent_fit_logs_the_line_only(capsys, caplog):
     assert line.endswith("of a target of 3.")
 
 
+@pytest.mark.parametrize("target", [0.7, 2.99996, 3.0])
+def test_with_a_target_the_line_says_what_is_promised(capsys, target):
+    optimizer = dp_train.DPSGD(
+        0.1,
+        l2_norm_clip=1.0,
+        target_epsilon=target,
+        target_delta=1e-5,
+        target_steps=20,
+    )
+    model = compiled(optimizer=optimizer)
+    model.fit(*data(), batch_size=6, verbose=2)
+    model.fit(*data(), batch_size=6, verbose=2)
+    first, second = lines(capsys.readouterr().out)
+    assert "nothing is spent" in first
+    (half,) = re.findall(r"at most ([0-9.]+) will be at the end", first)
+    assert f"at most {half} is spent" in second
+    (announced,) = re.findall(r"at most ([0-9.]+) will be at the end", second)
+    promised = model.privacy_report(1e-5).epsilon.upper
+    assert float(half) < float(announced) <= target
+    assert float(announced) == pytest.approx(promised, rel=1e-5)
+
+
 def test_the_fit_of_a_plain_model_says_it_too(capsys):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)

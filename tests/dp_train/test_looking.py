@@ -7,7 +7,8 @@ import pytest
 from models import compiled, data
 
 import dp_train
-from accounting import privacy_report
+from accounting import Ledger, privacy_report
+from dp_train import looking
 from tests.batteries import releases, steering
 
 
@@ -93,7 +94,45 @@ def test_plain_fit_reports_what_steers_it():
     assert {w.message.args[0].split()[0] for w in told} == {"Layer", "TerminateOnNaN"}
     text = " ".join(str(privacy_report(optimizer.ledger, 1e-5)).split())
     assert "TerminateOnNaN decided on 'loss'" in text
-    assert "(Normalization) has what adapt gave it" in text
+    assert "(Normalization) has figures from adapt or set" in text
+
+
+def test_nothing_is_told_of_layers_that_were_never_adapted():
+    layers = keras.layers
+    never = [
+        layers.Normalization(),
+        layers.Discretization(num_bins=3),
+        layers.IntegerLookup(),
+        layers.StringLookup(),
+        layers.TextVectorization(),
+    ]
+    ledger = Ledger()
+    looking.warn_of_adapted_layers(keras.Sequential(never), ledger)
+    assert ledger.remarks == ()
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["private", "plain"])
+def test_nothing_is_told_in_fit_of_a_layer_that_was_never_adapted(is_plain):
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, noise_multiplier=1.0, expected_batch_size=6
+    )
+    layers = [keras.layers.Normalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if is_plain:
+        model.compile(optimizer, loss=loss)
+    else:
+        model = compiled(model, optimizer, loss=loss)
+    model.fit(*data(), batch_size=6, shuffle=False, verbose=0)
+    assert optimizer.ledger.remarks == ()
+
+
+@pytest.mark.parametrize("kind", ["IntegerLookup", "StringLookup", "TextVectorization"])
+def test_words_that_were_set_are_not_said_to_come_from_adapt(kind):
+    layer = getattr(keras.layers, kind)()
+    layer.set_vocabulary([1, 2] if kind == "IntegerLookup" else ["a", "b"])
+    with pytest.warns(dp_train.PrivacyWarning, match="from adapt, or set later"):
+        looking.warn_of_adapted_layers(keras.Sequential([layer]), Ledger())
 
 
 def test_noise_set_before_the_first_release_is_no_choice():

@@ -199,3 +199,35 @@ def test_plain_fit_refuses_what_is_kept_in_the_state_of_a_seed(way):
     model.compile(optimizer, loss="mse")
     with pytest.raises(dp_train.NotPrivateError, match="state of a random layer"):
         model.fit(x, x[:, :1], batch_size=4, verbose=0)
+
+
+class Chooses(keras.layers.Layer):
+    """Scales by a number that NumPy draws while the layer is traced."""
+
+    def call(self, x):
+        return x * float(np.random.choice([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("engine", ["auto", "vectorized", "loop", "custom loop"])
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: keras.layers.AugMix(name="chosen"), lambda: Chooses(name="chosen")],
+)
+def test_layer_that_is_another_at_every_trace_is_refused_with_a_way_out(layer, engine):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layer(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3),
+        ]
+    )
+    gradients = "auto" if engine == "custom loop" else engine
+    model = compiled(model, gradients=gradients)
+    x, y = np.ones((6, 8, 8, 3), "float32"), np.zeros(6, "int32")
+    with pytest.raises(dp_train.NotPrivateError, match="'chosen' .*fit.augment="):
+        if engine == "custom loop":
+            dp_train.clipped_gradients(model, x, y, l2_norm_clip=1.0)
+        else:
+            model.fit(x, y, batch_size=3, verbose=0)
+    assert model.privacy_ledger.total == 0

@@ -279,6 +279,65 @@ def test_inner_optimizer_that_clips_accumulates_or_scales_is_refused(argument):
         dp_sgd(**argument)
 
 
+def by_weight(part):
+    """All that MultiOptimizer is told: this optimizer for one layer, SGD else."""
+    return keras.optimizers.OptimizerMap(
+        keras.optimizers.SGD(0.1), {".*first/.*": part}
+    )
+
+
+def by_function(part):
+    """The same, as a function: its parts are known when it is built."""
+    return lambda variable: part
+
+
+@pytest.mark.parametrize("choose", [by_weight, by_function])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (dp_sgd, "holds a DPSGD.*DPOptimizer the MultiOptimizer"),
+        (lambda: keras.optimizers.SGD(0.1, clipnorm=1.0), "Remove clipnorm"),
+    ],
+    ids=["noised", "clipping"],
+)
+def test_parts_of_a_multi_optimizer_are_refused_for_their_own_reason(
+    choose, make, reason
+):
+    inner = keras.optimizers.MultiOptimizer(choose(make()))
+    with pytest.raises(ValueError, match=reason):
+        optimizer = dp_train.DPOptimizer(inner, l2_norm_clip=1.0, noise_multiplier=1.0)
+        optimizer.build([keras.Variable(np.zeros(3, "float32"))])
+
+
+class WithWholeNumbers(keras.layers.Layer):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def build(self, shape):
+        self.whole = self.add_weight(
+            shape=(FEATURES,), dtype=self.kind, initializer="zeros", name="whole"
+        )
+
+    def call(self, x):
+        return x + keras.ops.cast(self.whole, x.dtype)
+
+
+@pytest.mark.parametrize("is_plain", [False, True], ids=["private", "plain"])
+@pytest.mark.parametrize("kind", ["bool", "int32"])
+def test_weight_of_whole_numbers_is_refused_for_what_it_is(kind, is_plain):
+    model = dense_and(WithWholeNumbers(kind))
+    if is_plain:
+        model.compile(dp_sgd(expected_batch_size=10), loss=loss())
+    else:
+        model = compiled(model)
+    with pytest.raises(
+        dp_train.NotPrivateError, match=f"whole' is {kind}. Such a weight has no grad"
+    ):
+        model.fit(*data(), batch_size=10, verbose=0)
+    assert model.optimizer.ledger.total == 0
+
+
 @pytest.mark.parametrize("clip", [0.0, -1.0, np.inf, np.nan, "big"])
 def test_clip_must_be_positive_and_finite(clip):
     with pytest.raises(ValueError, match=r"Start from 1\.0"):
