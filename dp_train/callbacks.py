@@ -34,7 +34,7 @@ class _PrivacyCallback(keras.callbacks.Callback):
         """Every release made so far."""
         if isinstance(self.model, PrivateTraining):
             return self.model.privacy_ledger
-        return self.model.optimizer.ledger
+        return self.model.optimizer.account.ledger
 
     def set_model(self, model: Any) -> None:
         """Refuses models without a ledger."""

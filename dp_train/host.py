@@ -303,6 +303,7 @@ class Effect(NamedTuple):
     Attributes:
         op: in the graph; it may call the function that holds the effect.
         type, name: of the op in question.
+        node: how TensorFlow describes it.
         handles: ids of the handles of variables and tables that it is given.
         function: what a call of the host runs; None for other ops.
         is_needed: whether what its function, or graph, gives depends on what it gives.
@@ -311,6 +312,7 @@ class Effect(NamedTuple):
     op: tf.Operation
     type: str
     name: str
+    node: Any
     handles: tuple[int, ...]
     function: Any
     is_needed: bool
@@ -359,27 +361,55 @@ def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
         yield from _effects_of_node(op, op.node_def, handles, True)
 
 
-def variables_read(graph: Any) -> list[Any]:
-    """Handles of the variables that a graph, or one around it, is given; eager."""
-    found: list[Any] = []
+class State(NamedTuple):
+    """A variable or table that a step reads.
+
+    Attributes:
+        handle: eager.
+        dtypes: of its values; of a table's keys and values.
+    """
+
+    handle: Any
+    dtypes: tuple[Any, ...]
+
+    def content(self) -> list[bytes]:
+        """What it holds now, as one string a tensor."""
+        with tf.init_scope():
+            if len(self.dtypes) == 1:
+                (dtype,) = self.dtypes
+                read = tf.raw_ops.ReadVariableOp(resource=self.handle, dtype=dtype)
+                found = [read]
+            else:
+                keys, values = self.dtypes
+                found = tf.raw_ops.LookupTableExportV2(
+                    table_handle=self.handle, Tkeys=keys, Tvalues=values
+                )
+            return [tf.io.serialize_tensor(t).numpy() for t in found]
+
+
+_TYPES_OF_STATE = {
+    "ReadVariableOp": ("dtype",),
+    "ResourceGather": ("dtype",),
+    "ResourceGatherNd": ("dtype",),
+    "LookupTableFindV2": ("Tin", "Tout"),
+}
+"""Ops that read a variable or a table, and the attributes with the types of these."""
+
+
+def states_read(operations: Iterable[tf.Operation], graph: Any) -> list[State]:
+    """The variables and tables that ops of a graph read, once each."""
+    handles: dict[int, Any] = {}
     while isinstance(graph, func_graph.FuncGraph):
-        for handle, _ in graph.captures:
-            if handle.dtype == tf.resource and not tf.is_symbolic_tensor(handle):
-                data = getattr(handle, "_handle_data", None)
-                if data is not None and data.is_set and data.shape_and_type:
-                    found.append(handle)
+        handles |= {id(outside): outside for outside, _ in graph.captures}
         graph = graph.outer_graph
-    return found
-
-
-def value_behind(handle: Any) -> bytes:
-    """What the variable of an eager handle holds, as one string."""
-    (kind,) = handle._handle_data.shape_and_type
-    dtype = tf.dtypes.as_dtype(kind.dtype)
-    with tf.init_scope():
-        value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
-        content: bytes = tf.io.serialize_tensor(value).numpy()
-    return content
+    found: dict[int, State] = {}
+    for effect in effects(operations):
+        names = _TYPES_OF_STATE.get(effect.type, ())
+        dtypes = tuple(tf.dtypes.as_dtype(effect.node.attr[n].type) for n in names)
+        for key in effect.handles if names else ():
+            if key in handles and not tf.is_symbolic_tensor(handles[key]):
+                found[key] = State(handles[key], dtypes)
+    return list(found.values())
 
 
 _COMPUTING = """array audio bitwise candidate_sampling composite_tensor control_flow
@@ -455,7 +485,7 @@ def _effects_of_node(
             kind += " to a file"
         if kind == "Empty" and not node.attr["init"].b:
             kind += " with what the memory held"
-        yield Effect(op, kind, node.name, found, function, is_needed)
+        yield Effect(op, kind, node.name, node, found, function, is_needed)
 
 
 def _effects_of_function(

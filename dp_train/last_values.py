@@ -195,31 +195,44 @@ def digest(weight: keras.Variable) -> bytes:
 
 
 class Outside:
-    """Variables that a step reads and no release writes, such as a layer's own.
+    """Variables and tables that a step reads and no release writes.
 
     What a callback or a pipeline puts into them while a fit runs may be made of the
     data. Nothing else would show it: they are no weights of the model.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, bytes]] = {}
+        self._known: dict[int, tuple[host.State, bytes]] = {}
 
-    def add(self, graph: Any, others: Iterable[keras.Variable | tf.Variable]) -> None:
-        """Keeps what a traced step reads, but for variables that are known by name."""
+    def add(
+        self,
+        operations: Iterable[tf.Operation],
+        graph: Any,
+        others: Iterable[keras.Variable | tf.Variable],
+    ) -> None:
+        """Keeps what a traced step reads.
+
+        Args:
+            operations: of the step.
+            graph: of these.
+            others: variables that do not matter, or are looked at by name.
+        """
         named = {id(host.handle_of(variable)) for variable in others}
-        for handle in host.variables_read(graph):
-            if id(handle) not in named and id(handle) not in self._known:
-                self._known[id(handle)] = handle, _digest_behind(handle)
+        for state in host.states_read(operations, graph):
+            key = id(state.handle)
+            if key not in named and key not in self._known:
+                self._known[key] = state, _digest_of_state(state)
 
     def begin(self) -> None:
-        """A fit begins: what was done to them before it does not matter."""
-        for key, (handle, _) in self._known.items():
-            self._known[key] = handle, _digest_behind(handle)
+        """What was done to them until now does not matter."""
+        for key, (state, _) in self._known.items():
+            self._known[key] = state, _digest_of_state(state)
 
     def are_as_left(self) -> bool:
         """Whether they are as they were when the fit began."""
-        return all(_digest_behind(h) == known for h, known in self._known.values())
+        return all(_digest_of_state(s) == known for s, known in self._known.values())
 
 
-def _digest_behind(handle: Any) -> bytes:
-    return hashlib.sha256(host.value_behind(handle)).digest()
+def _digest_of_state(state: host.State) -> bytes:
+    parts = (hashlib.sha256(content).digest() for content in state.content())
+    return b"".join(parts)

@@ -249,7 +249,7 @@ class PrivateTraining(_Mixin):
         seen = for_metrics((x, y, sample_weight), outputs, state.copies)
         logs = host.update_metrics(self, *seen)
         made = graph.get_operations()
-        state.outside.add(graph, state.known_variables(self))
+        state.outside.add(made[start:], graph, state.known_variables(self))
         check_sum(self, made[start:summed], gradients, data_free, data)
         check_step(self, made[summed:released], made[released:])
         effects.check_inputs(

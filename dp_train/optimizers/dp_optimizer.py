@@ -35,7 +35,7 @@ from dp_train.optimizers.arguments import (
     checked_target,
     checked_target_steps,
 )
-from dp_train.optimizers.drop_in import clipped_sum_in_fit
+from dp_train.optimizers.drop_in import PlainFits, clipped_sum_in_fit
 from dp_train.optimizers.target import Target
 from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
@@ -168,11 +168,14 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.account = Account(Owner())
         self._sizes = FixedSizes()
         self._samples = Samples(())
-        self._keys: list[Any] = []
+        self._fits = PlainFits()
 
     @property
     def ledger(self) -> Ledger:
         """Every release made with this optimizer, or from weights that it moved."""
+        if self.built and tf.executing_eagerly():
+            weights = host.optimizer_of_build(self)
+            self.account.owner.look(weights, "after the last release")
         return self.account.ledger
 
     @property
@@ -478,8 +481,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         with tf.control_dependencies(tensors(step.rows)[:1]):
             self.release(step.clipped_sum)
         step.check(self)
-        # A variable lives as long as somebody knows it; steps of other fits may go on.
-        self._keys.append(step.keys)
+        self._fits.add(step, self)
 
     def _announce_fit(self) -> None:
         """Says what the fit of a plain model will do, when its step is traced."""
@@ -611,6 +613,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.account.owner.look(var_list, "in a fit, before averages were written")
         self.inner_optimizer.finalize_variable_values(var_list)
         last_values.record(var_list)
+        self._fits.end(self.account.owner)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """As in the inner optimizer."""

@@ -7,7 +7,8 @@ book-keeping needs. The averaged gradients stay behind as dead code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import keras
@@ -28,6 +29,7 @@ from dp_train.gradients.structures import check_dense, map_rows, tensors
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
+from dp_train.owner import Owner
 from dp_train.sizes import FixedSizes
 from dp_train.values import Account, ClippedSum
 
@@ -59,12 +61,16 @@ class _Keys:
         self.values: list[tf.Tensor] = []
         for state in states:
             self.values += host.redirect_reads(
-                state, graph, lambda dtype=state.dtype: tf.cast(next(fresh), dtype)
+                state, graph, functools.partial(_next_key, fresh, state.dtype)
             )
 
     def renew(self) -> None:
         """Leaves keys for the next step."""
         self.state.assign(secret_keys(len(self.values)))
+
+
+def _next_key(fresh: Iterator[tf.Tensor], dtype: str) -> tf.Tensor:
+    return tf.cast(next(fresh), dtype)
 
 
 class StepInFit(NamedTuple):
@@ -75,6 +81,7 @@ class StepInFit(NamedTuple):
         rows: the batch; the charge has to wait for its draw.
         metrics: what metrics write.
         keys: of random layers.
+        model: that fits.
         start, end: numbers of ops before and after the clipped sum was made.
     """
 
@@ -82,6 +89,7 @@ class StepInFit(NamedTuple):
     rows: Any
     metrics: list[keras.Variable]
     keys: _Keys
+    model: keras.Model
     start: int
     end: int
 
@@ -110,6 +118,41 @@ class StepInFit(NamedTuple):
         effects.check_inputs(
             operations[self.end :], rows, allowed=allowed, before=self.end
         )
+
+
+class PlainFits:
+    """What an optimizer keeps of the steps of plain models, beyond its ledger."""
+
+    def __init__(self) -> None:
+        # A variable lives as long as somebody knows it.
+        self._keys: list[_Keys] = []
+        self._model: keras.Model | None = None
+        self._outside = last_values.Outside()
+
+    def add(self, step: StepInFit, optimizer: keras.optimizers.Optimizer) -> None:
+        """A step was traced; its graph is still open."""
+        model, graph = step.model, _graph()
+        known = [
+            *model.variables,
+            *step.metrics,
+            *optimizer.variables,
+            *last_values.kept_of(model.trainable_variables),
+            *host.seed_states(model),
+            step.keys.state,
+        ]
+        self._keys.append(step.keys)
+        self._model = model
+        self._outside.add(graph.get_operations(), graph, known)
+        with tf.init_scope():
+            last_values.record_unknown(model.non_trainable_weights)
+
+    def end(self, owner: Owner) -> None:
+        """A fit has ended: looks for what moved beside its releases."""
+        if self._model is not None:
+            owner.look(self._model.non_trainable_weights, "in a fit")
+        if not self._outside.are_as_left():
+            owner.note_change("in a fit, in a variable that the step reads")
+        self._outside.begin()
 
 
 def clipped_sum_in_fit(
@@ -183,7 +226,7 @@ def clipped_sum_in_fit(
     )
     end = len(_graph().get_operations())
     keys.renew()
-    return StepInFit(clipped_sum, rows, metrics, keys, start, end)
+    return StepInFit(clipped_sum, rows, metrics, keys, model, start, end)
 
 
 def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:

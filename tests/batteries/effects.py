@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,9 @@ class Keeps(keras.layers.Layer):
             elif self.way == "memory in place":
                 held = tf.raw_ops.Empty(shape=[1, FEATURES], dtype=tf.float32)
                 x = x + tf.raw_ops.InplaceUpdate(x=held, i=[0], v=mean[None])
+            elif self.way == "debugger":
+                url = f"file://{tempfile.gettempdir()}/dp_train_dump"
+                tf.raw_ops.DebugIdentity(input=mean, tensor_name="t", debug_urls=[url])
         return x
 
     def _kept(self, x: Any) -> Any:
@@ -82,6 +86,7 @@ WAYS = (
     "function called by its type",
     "memory that is not written",
     "memory in place",
+    "debugger",
 )
 
 
