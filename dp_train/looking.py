@@ -147,12 +147,16 @@ class Stops(keras.callbacks.Callback):
         super().__init__()
         self._ledger, self._planned_steps = ledger, planned_steps
         self._is_exhausted = is_exhausted
-        self._before = 0
+        self._before, self._is_asked = 0, False
         self._planned: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Other callbacks have restored a checkpoint by then."""
         self._before, self._planned = self._ledger().total, self._planned_steps()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Somebody has asked for an end, or the data have come to theirs."""
+        self._is_asked = bool(self.model.stop_training)
 
     def __enter__(self) -> Stops:
         return self
@@ -160,20 +164,52 @@ class Stops(keras.callbacks.Callback):
     def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
         ledger, planned = self._ledger(), self._planned
         made = ledger.total - self._before
-        if planned is None or not 0 < made < planned or self._is_exhausted():
+        is_early = self._is_asked if planned is None else made < planned
+        if made == 0 or not is_early or self._is_exhausted():
             return
-        what = f"a fit ended after {made} of {planned} steps"
-        by = "" if kind is None else f", by {kind.__name__}"
-        ledger.forgo(planned - made, what + by)
-        if kind is None:
-            warnings.warn(
-                f"{what[0].upper()}{what[1:]}. If that was decided on earlier results, "
-                "as EarlyStopping does, the epsilon of the steps that were made is "
-                "too small. The report names what holds: the epsilon of the whole "
-                "plan, and the odometer's.",
-                PrivacyWarning,
-                stacklevel=3,
-            )
+        note_stop(ledger, made, planned, "" if kind is None else kind.__name__)
+
+
+def note_stop(ledger: Ledger, made: int, planned: int | None, by: str = "") -> None:
+    """Warns of a fit that ended before its plan was done.
+
+    Args:
+        ledger: to be noted in.
+        made: steps that were made.
+        planned: steps of the plan, None if it did not say.
+        by: the error that ended it, which is told anyway.
+    """
+    of = "an unknown number of" if planned is None else f"{planned}"
+    what = f"a fit ended after {made} of {of} steps"
+    named = f"{what}, by {by}" if by else what
+    if planned is None:
+        ledger.remark("chosen_by_looking", named)
+    else:
+        ledger.forgo(planned - made, named)
+    if not by:
+        warnings.warn(
+            f"{what[0].upper()}{what[1:]}. If that was decided on earlier results, "
+            "as EarlyStopping does, the epsilon of the steps that were made is too "
+            "small. The report names what holds: the epsilon of the whole plan, where "
+            "there was one, and the odometer's.",
+            PrivacyWarning,
+            stacklevel=4,
+        )
+
+
+def note_another_fit(ledger: Ledger) -> None:
+    """Warns that a fit goes on where another, or another model's, has ended."""
+    if ledger.total:
+        ledger.remark("chosen_by_looking", "a fit went on after another had ended")
+        warnings.warn(
+            f"Training goes on after {ledger.total} releases of earlier fits. If that, "
+            "or its settings, were decided on their results, the epsilon of all steps "
+            "together is too small; the report then gives the odometer's. Plan all "
+            "steps before the first: one fit, or target_epsilon with target_steps, "
+            "which several fits share.",
+            PrivacyWarning,
+            stacklevel=4,
+        )
 
 
 def note_new_noise(noise_multiplier: float, ledger: Ledger) -> None:

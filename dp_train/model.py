@@ -418,6 +418,8 @@ class PrivateTraining(_Mixin):
             return None if planned is None else planned * max(0, epochs - first)
 
         state = self._privacy
+        if self.optimizer.target_steps is None:
+            looking.note_another_fit(ledger)
         stops = looking.Stops(
             lambda: self.privacy_ledger, planned_steps, lambda: state.is_exhausted
         )

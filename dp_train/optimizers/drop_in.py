@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 import keras
 import tensorflow as tf
 
+from accounting import Ledger
 from dp_train import effects, host, last_values, looking
+from dp_train.announcement import steps_of
 from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
@@ -127,6 +129,7 @@ class PlainFits:
         # A variable lives as long as somebody knows it.
         self._keys: list[_Keys] = []
         self._model: keras.Model | None = None
+        self._is_looked_at, self._made = False, 0
         self._outside = last_values.Outside()
 
     def add(self, step: StepInFit, optimizer: keras.optimizers.Optimizer) -> None:
@@ -141,6 +144,7 @@ class PlainFits:
             step.keys.state,
         ]
         self._keys.append(step.keys)
+        self._is_looked_at = True
         self._model = model
         self._outside.add(graph.get_operations(), graph, known)
         with tf.init_scope():
@@ -153,6 +157,18 @@ class PlainFits:
         if not self._outside.are_as_left():
             owner.note_change("in a fit, in a variable that the step reads")
         self._outside.begin()
+        fit, ledger = host.running_fit(), owner.ledger
+        if fit is None or self._model is None:
+            return
+        before, self._made = self._made, ledger.total
+        if before:
+            looking.note_another_fit(ledger)
+        if not self._is_looked_at:
+            _look_at(fit, ledger)
+        self._is_looked_at = False
+        made, planned = ledger.total - before, steps_of(fit)
+        if fit["self"].stop_training and made and (planned is None or made < planned):
+            looking.note_stop(ledger, made, planned)
 
 
 def clipped_sum_in_fit(
@@ -195,11 +211,7 @@ def clipped_sum_in_fit(
     _check_is_alone(model, variables, account)
     sizes.check(rows)
     looking.warn_of_adapted_layers(model, account.ledger)
-    fit = host.running_fit()
-    if fit is not None:
-        split = fit["validation_split"]
-        looking.warn_of_callbacks(fit["callbacks"], bool(split), account.ledger)
-        looking.warn_of_validation_split(split, account.ledger)
+    _look_at(host.running_fit(), account.ledger)
     metrics = _check_step(model, rows, y_pred)
     account.owner.own(model.weights)
     start = len(_graph().get_operations())
@@ -227,6 +239,14 @@ def clipped_sum_in_fit(
     end = len(_graph().get_operations())
     keys.renew()
     return StepInFit(clipped_sum, rows, metrics, keys, model, start, end)
+
+
+def _look_at(fit: dict[str, Any] | None, ledger: Ledger) -> None:
+    """Warns of what decides in a fit, given its arguments."""
+    if fit is not None:
+        split = fit["validation_split"]
+        looking.warn_of_callbacks(fit["callbacks"], bool(split), ledger)
+        looking.warn_of_validation_split(split, ledger)
 
 
 def _spec_of_some_size(t: tf.Tensor) -> tf.TensorSpec:

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import dp_train
 from accounting import Ledger, PrivacyReport, privacy_report
@@ -70,6 +71,33 @@ def _set_noise() -> Any:
     return model
 
 
+def _again(**settings: Any) -> Any:
+    model = _fit()
+    if settings:
+        model.optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, **settings)
+    model.fit(*rows(), batch_size=4, verbose=0)
+    return model
+
+
+def _stopped_stream() -> Any:
+    model, data = small_model(), tf.data.Dataset.from_tensor_slices(rows())
+    endless = data.batch(4).filter(lambda x, y: True)
+    model.fit(endless, callbacks=[StopAfter(3)], verbose=0)
+    return model
+
+
+def _plain_fit(*given: Any, fits: int = 1, first: Any = None) -> Any:
+    """A plain model after some fits, the first with other callbacks; made private."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    model.compile(optimizer, loss="mse")
+    data = dp_train.PoissonLoader(*rows(), batch_size=4).dataset_for(optimizer)
+    for i in range(fits):
+        callbacks = list(given if i or first is None else first)
+        model.fit(data, callbacks=callbacks, shuffle=False, verbose=0)
+    return dp_train.make_private(model)
+
+
 def _adapted(layer: Any, data: Any) -> Callable[[], Any]:
     def train() -> Any:
         layer.adapt(data)
@@ -104,6 +132,26 @@ class Way:
 _numbers = np.arange(12)
 _words = np.array(["a", "b", "a c"])
 WAYS = {
+    "another fit": Way(_again, "chosen_by_looking", "a fit went on after another"),
+    "another fit of a plain model": Way(
+        lambda: _plain_fit(fits=2), "chosen_by_looking", "a fit went on after another"
+    ),
+    "another target": Way(
+        lambda: _again(target_epsilon=9.0, target_delta=1e-5),
+        "chosen_by_looking",
+        "a fit went on after another",
+    ),
+    "stopped, of data of unknown length": Way(
+        _stopped_stream, "chosen_by_looking", "a fit ended after 3 of an unknown number"
+    ),
+    "stopped plain fit": Way(
+        lambda: _plain_fit(StopAfter(3)), "chosen_by_looking", "ended after 3 of 10"
+    ),
+    "TerminateOnNaN in a second plain fit": Way(
+        lambda: _plain_fit(callbacks.TerminateOnNaN(), fits=2, first=()),
+        "printed_metrics",
+        "TerminateOnNaN decided on 'loss'",
+    ),
     "TerminateOnNaN": Way(
         lambda: _fit(callbacks.TerminateOnNaN()),
         "printed_metrics",
