@@ -182,9 +182,12 @@ def test_two_equal_stops_are_both_planned() -> None:
     assert comparisons["plan"] == whole
 
 
-def test_noise_of_several_sizes_is_named_and_its_odometer_shown() -> None:
-    louder = PoissonSampledEvent(0.004, GaussianEvent(2.2))
-    report = privacy_report(ledger_of(POISSON, louder), 1e-5)
+@pytest.mark.parametrize("sampling_probability, noise", [(0.004, 2.2), (0.008, 1.1)])
+def test_releases_of_several_kinds_are_named_and_their_odometer_shown(
+    sampling_probability: float, noise: float
+) -> None:
+    other = PoissonSampledEvent(sampling_probability, GaussianEvent(noise))
+    report = privacy_report(ledger_of(POISSON, other), 1e-5)
     assert caveats(report) == ["chosen_by_looking", *ALWAYS]
     comparisons = dict(report.comparisons)
     assert "plan" not in comparisons
