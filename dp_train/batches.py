@@ -88,9 +88,9 @@ def take_batch(number: int, rows: Any) -> UsedDraw:
             "copied, cut or exchanged, or the loader's arrays were changed in place "
             "since they were first drawn from. A copy counts once more for its "
             "example, and a size that was chosen by looking at a batch lets its "
-            "longest example move the others; clipping bounds neither. Pass the batch as it was drawn; "
-            "change examples before that, or by the loader's `augment` and "
-            "`augmentation_multiplicity`."
+            "longest example move the others; clipping bounds neither. Pass the batch "
+            "as it was drawn; change examples before that, or by the loader's "
+            "`augment` and `augmentation_multiplicity`."
         )
     return UsedDraw(draws, digest)
 

@@ -8,9 +8,9 @@ and the charge asks whether the oldest draw that is unused has that digest. A se
 step on the same rows, rows of another origin and rows that were copied or changed find
 none; and batches that were selected come before their turn.
 
-Draws stand in one line, which a look at them does not move: whoever begins to iterate
-anew before the last iteration has ended gets the draws that are unused again. After an
-iteration that has ended come fresh ones, since its draws may be on their way to a step.
+Draws stand in one line, which a look at them does not move: whoever begins anew to
+iterate gets those that are unused again, so that none is won by beginning often. What
+repeats an iteration goes on behind it, since its draws may be on their way to a step.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import Event
+from dp_train import host
 from dp_train.digests import IntArray, digest_of, digests_of_arrays
 from dp_train.errors import NotPrivateError
 from dp_train.noise.draw import keys_at_once
@@ -34,7 +35,7 @@ from dp_train.sampling import PoissonSampling
 
 
 @final
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Draw:
     """Who was drawn.
 
@@ -77,7 +78,8 @@ class Draws:
         self._fewest, self._of_zeros = fewest, digests_of_arrays(zero)
         self._copies = copies
         self._unused: collections.deque[Draw] = collections.deque()
-        self._released, self._has_ended = 0, False
+        self._released = self._next = 0
+        self._has_ended = False
         self._lock = threading.Lock()
 
     @property
@@ -97,22 +99,35 @@ class Draws:
     # ----------------------------------------------------------------- handing out
 
     def iteration(self, steps: int) -> Iterator[Draw]:
-        """So many draws, in their order."""
-        start = self._begin()
+        """So many draws in their order, behind the last iteration if that ended."""
+        start, self._has_ended = self._begin(self._has_ended), False
         for i in range(steps):
-            yield self._at(int(start) + i)[1]
+            yield self._at(start + i)[1]
         self._has_ended = True
 
     def dataset(self, steps: int) -> tf.data.Dataset:
-        """The same as a pipeline of (place in the line, indices, keys)."""
+        """The same as a pipeline of (place in the line, indices, keys).
+
+        A new iterator begins anew, and `repeat` in a pipeline goes on.
+        """
+        first: list[int] = []
+
+        def begin(number: Any) -> np.int64:
+            if not first:
+                first.append(int(number))
+            return np.int64(self._begin(goes_on=int(number) != first[0]))
+
+        def at(place: Any) -> tuple[Any, ...]:
+            found, draw = self._at(int(place))
+            return np.int64(found), draw.indices, draw.keys
 
         def begun(_: tf.Tensor) -> tf.data.Dataset:
-            start = tf.numpy_function(self._begin, [], tf.int64)
+            start = tf.numpy_function(begin, [host.number_of_call()], tf.int64)
 
             def draw(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
                 place, indices, keys = tf.numpy_function(
-                    self._at_once,
-                    [start + i, tf.equal(i, steps - 1)],
+                    at,
+                    [start + i],
                     [tf.int64, tf.int64, tf.int32],
                 )
                 return (
@@ -126,12 +141,10 @@ class Draws:
         whole = tf.data.Dataset.range(1).flat_map(begun)
         return whole.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _begin(self) -> np.int64:
-        """The place where a new iteration begins."""
+    def _begin(self, goes_on: bool) -> int:
+        """The place where an iteration begins."""
         with self._lock:
-            ahead = len(self._unused) if self._has_ended else 0
-            self._has_ended = False
-            return np.int64(self._released + ahead)
+            return self._next if goes_on else self._released
 
     def _at(self, place: int) -> tuple[int, Draw]:
         """The draw at a place, or the oldest if that was released, and its place."""
@@ -139,13 +152,9 @@ class Draws:
             ahead = max(0, place - self._released)
             if ahead >= len(self._unused):
                 self._unused.append(self._drawn())
-            return self._released + ahead, self._unused[ahead]
-
-    def _at_once(self, place: Any, is_last: Any) -> tuple[Any, ...]:
-        found, draw = self._at(int(place))
-        if is_last:
-            self._has_ended = True
-        return np.int64(found), draw.indices, draw.keys
+                ahead = len(self._unused) - 1
+            self._next = self._released + ahead + 1
+            return self._next - 1, self._unused[ahead]
 
     def _drawn(self) -> Draw:
         indices = self.poisson.indices()

@@ -246,7 +246,7 @@ class PoissonLoader(keras.utils.PyDataset):
 
         They are released in their order, and none is left out, an empty one neither. A
         look at some moves nothing: a loop that begins before the last one has ended
-        gets the batches that are not released again.
+        gets the batches that were not released again.
         """
         self._line = self._line or self.draws()
         for draw in self._line.iteration(len(self)):
