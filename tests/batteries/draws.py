@@ -242,8 +242,8 @@ def _select_in_plain_fit(change: Callable[[Any], Any]) -> tuple[Any, Any]:
     loader = dp_train.PoissonLoader(*_rows(), batch_size=BATCH)
 
     def train() -> None:
-        drawn = change(loader.dataset_for(model.optimizer))
-        model.fit(drawn, shuffle=False, verbose=0)
+        drawn = change(loader.dataset_for(model.optimizer)).repeat()
+        model.fit(drawn, steps_per_epoch=5, shuffle=False, verbose=0)
 
     return model, train
 
