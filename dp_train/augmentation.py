@@ -23,7 +23,6 @@ from dp_train.gradients.structures import (
     row_count,
     tensors,
 )
-from dp_train.noise.draw import secret_keys
 
 Augment = Callable[[Any, tf.Tensor], Any]
 """augment(x, seed): an example without its batch axis, and int32 [2], to a new x."""
@@ -72,12 +71,16 @@ class Augmentation:
         self.specs = map_rows(
             lambda t: tf.TensorSpec([*axes, *t.shape], t.dtype), made[0]
         )
-        self._of_arrays = host.graph_of_rows(self.__call__)
+        self._of_arrays = host.graph_of_rows(lambda rows: self(*rows))
 
-    def __call__(self, x: Any) -> Any:
-        """Augmented copies of rows [n, ...]: [n, ...], or [n, K, ...] if K > 1."""
+    def __call__(self, x: Any, seeds: tf.Tensor) -> Any:
+        """Augmented copies of rows: [n, ...], or [n, K, ...] if K > 1.
+
+        Args:
+            x: rows [n, ...].
+            seeds: [n * K, 2] int32, secret and never used before.
+        """
         leaves, count = tensors(x), row_count(x)
-        seeds = secret_keys(count * self.copies)
 
         def one(i: tf.Tensor) -> list[tf.Tensor]:
             row = [t[i // self.copies] for t in leaves]
@@ -92,9 +95,10 @@ class Augmentation:
         ]
         return restored(self.specs, shaped)
 
-    def of_arrays(self, x: Any) -> Any:
+    def of_arrays(self, x: Any, seeds: Any) -> Any:
         """The same at once, as arrays."""
-        return map_rows(np.asarray, self._of_arrays(map_rows(tf.convert_to_tensor, x)))
+        rows = map_rows(tf.convert_to_tensor, (x, seeds))
+        return map_rows(np.asarray, self._of_arrays(rows))
 
 
 def check_multiplicity(augment: Any, multiplicity: Any) -> int:

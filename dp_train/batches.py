@@ -6,7 +6,6 @@ draw was, rows and sampling, is kept here and not believed of the batch.
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, final
 
 import numpy as np
@@ -15,8 +14,8 @@ from accounting import Event
 from dp_train.digests import digests_of_arrays
 from dp_train.errors import NotPrivateError
 
-_unused: dict[int, tuple[int, Any]] = {}
-"""By number, the digest of the rows that were drawn, and how."""
+_unused: dict[int, tuple[int | None, Any]] = {}
+"""By number, the digest of the rows that pay, and the draws that it is one of."""
 
 
 @final
@@ -24,30 +23,32 @@ class UsedDraw:
     """Sampling of one batch, which pays for one release.
 
     Args:
-        sampling: how it was drawn.
+        draws: that it is one of.
+        digest: of its rows.
     """
 
-    def __init__(self, sampling: Any) -> None:
-        self._sampling, self._is_paid = sampling, False
+    def __init__(self, draws: Any, digest: int) -> None:
+        self._draws, self._digest, self._is_paid = draws, digest, False
 
     @property
     def expected_batch_size(self) -> float:
         """B."""
-        return float(self._sampling.expected_batch_size)
+        return float(self._draws.expected_batch_size)
 
     def event(self, release: Event) -> Event:
         """`release` as seen through the sampling."""
-        event: Event = self._sampling.event(release)
+        event: Event = self._draws.event(release)
         return event
 
     def pay(self, digest: int | None) -> None:
         """Uses up the draw; its rows were compared when they were taken.
 
         Raises:
-            NotPrivateError: it was used up before.
+            NotPrivateError: it was used up before, or an older one is unused.
         """
         if self._is_paid:
             raise _used()
+        self._draws.pay(self._digest)
         self._is_paid = True
 
 
@@ -56,11 +57,15 @@ def batch_digest(rows: Any) -> int:
     return int(np.sum(digests_of_arrays(rows)))
 
 
-def open_batch(digest: int, sampling: Any) -> int:
-    """The number of a fresh draw, which `take_batch` takes once."""
-    number = secrets.randbits(62)
-    _unused[number] = digest, sampling
-    return number
+def open_batch(number: int, digest: int | None, draws: Any) -> None:
+    """A draw that `take_batch` takes once.
+
+    Args:
+        number: of the draw.
+        digest: of its rows; None if they are not made of the examples as given.
+        draws: that it is one of.
+    """
+    _unused[number] = digest, draws
 
 
 def take_batch(number: int, rows: Any) -> UsedDraw:
@@ -76,17 +81,18 @@ def take_batch(number: int, rows: Any) -> UsedDraw:
     drawn = _unused.pop(number, None)
     if drawn is None:
         raise _used()
-    digest, sampling = drawn
-    if batch_digest(rows) != digest:
+    digest, draws = drawn
+    if digest is None or batch_digest(rows) != digest:
         raise NotPrivateError(
             "The rows of this batch are not those that were drawn: some were changed, "
-            "copied, cut or exchanged. A copy counts once more for its example, and a "
-            "size that was chosen by looking at a batch lets its longest example move "
-            "the others; clipping bounds neither. Pass the batch as it was drawn; "
-            "change examples before that, or by the loader's `augment` and "
-            "`augmentation_multiplicity`."
+            "copied, cut or exchanged, or the loader's arrays were changed in place "
+            "since they were first drawn from. A copy counts once more for its "
+            "example, and a size that was chosen by looking at a batch lets its "
+            "longest example move the others; clipping bounds neither. Pass the batch "
+            "as it was drawn; change examples before that, or by the loader's "
+            "`augment` and `augmentation_multiplicity`."
         )
-    return UsedDraw(sampling)
+    return UsedDraw(draws, digest)
 
 
 def _used() -> NotPrivateError:

@@ -1,17 +1,25 @@
-"""A draw pays for one release, on the rows that were drawn.
+"""A draw pays for one release, on the rows that were drawn, and when it is its turn.
 
 Amplification holds for a release on a fresh Poisson sample. But what a loader draws
-goes through hands that are not ours: pipelines that cache or repeat it, models with a
-fit or a train_function of their own, callbacks that take a step. So each draw leaves a
-digest of its rows; the step takes the digest of the rows that it was given, and the
-charge asks whether a draw with that digest is still unused. A second step on the same
-rows, rows of another origin and rows that were copied or changed find none.
+goes through hands that are not ours: pipelines that cache, filter or repeat it, models
+with a fit or a train_function of their own, callbacks that take a step. So each draw
+leaves a digest of its rows; the step takes the digest of the rows that it was given,
+and the charge asks whether the oldest draw that is unused has that digest. A second
+step on the same rows, rows of another origin and rows that were copied or changed find
+none; and batches that were selected come before their turn.
+
+Draws stand in one line, which a look at them does not move: whoever begins anew to
+iterate gets those that are unused again, so that none is won by beginning often. What
+repeats an iteration goes on behind it, since its draws may be on their way to a step.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import secrets
 import threading
+from collections.abc import Iterator
 from typing import Any, final
 
 import keras
@@ -19,9 +27,31 @@ import numpy as np
 import tensorflow as tf
 
 from accounting import Event
+from dp_train import host
 from dp_train.digests import IntArray, digest_of, digests_of_arrays
 from dp_train.errors import NotPrivateError
+from dp_train.noise.draw import keys_at_once
 from dp_train.sampling import PoissonSampling
+
+
+@final
+@dataclasses.dataclass(eq=False)
+class Draw:
+    """Who was drawn.
+
+    Attributes:
+        indices: of the examples.
+        keys: [n * copies, 2] int32 for their augmentation.
+        source: digest of the examples as they were when the line began.
+        digest: of the rows that pay; None while they are augmented.
+        number: a name of its own.
+    """
+
+    indices: IntArray
+    keys: np.ndarray[Any, np.dtype[np.int32]]
+    source: int
+    digest: int | None
+    number: int
 
 
 @final
@@ -32,9 +62,12 @@ class Draws:
         poisson: how the rows are drawn.
         rows: (x, y, sample_weight) of all examples, arrays [N, ...].
         fewest: rows of a batch; with zeros it is filled up to that.
+        copies: augmented copies of each example; 0 if they stay as they are.
     """
 
-    def __init__(self, poisson: PoissonSampling, rows: Any, fewest: int = 0) -> None:
+    def __init__(
+        self, poisson: PoissonSampling, rows: Any, fewest: int = 0, copies: int = 0
+    ) -> None:
         self.poisson = poisson
         self._digests = digests_of_arrays(rows)
         zero = keras.tree.map_structure(
@@ -43,7 +76,10 @@ class Draws:
             none_is_leaf=True,
         )
         self._fewest, self._of_zeros = fewest, digests_of_arrays(zero)
-        self._unused: collections.Counter[int] = collections.Counter()
+        self._copies = copies
+        self._unused: collections.deque[Draw] = collections.deque()
+        self._released = self._next = 0
+        self._has_ended = False
         self._lock = threading.Lock()
 
     @property
@@ -60,48 +96,148 @@ class Draws:
         """`release` on a Poisson sample."""
         return self.poisson.event(release)
 
-    def indices(self) -> IntArray:
-        """As PoissonSampling.indices; the draw pays for a release."""
-        indices = self.poisson.indices()
-        missing = max(0, self._fewest - len(indices))
-        zeros = int(self._of_zeros[0]) * missing
-        self._pays_with(_wrapped(int(np.sum(self._digests[indices])) + zeros))
-        return indices
+    # ----------------------------------------------------------------- handing out
 
-    def handed_out(self, rows: Any) -> Any:
+    def iteration(self, steps: int) -> Iterator[Draw]:
+        """So many draws in their order, behind the last iteration if that ended."""
+        start, self._has_ended = self._begin(self._has_ended), False
+        for i in range(steps):
+            yield self._at(start + i)[1]
+        self._has_ended = True
+
+    def dataset(self, steps: int) -> tf.data.Dataset:
+        """The same as a pipeline of (place in the line, indices, keys).
+
+        A new iterator begins anew, and `repeat` in a pipeline goes on.
+        """
+        first: list[int] = []
+
+        def begin(number: Any) -> np.int64:
+            if not first:
+                first.append(int(number))
+            return np.int64(self._begin(goes_on=int(number) != first[0]))
+
+        def at(place: Any) -> tuple[Any, ...]:
+            found, draw = self._at(int(place))
+            return np.int64(found), draw.indices, draw.keys
+
+        def begun(_: tf.Tensor) -> tf.data.Dataset:
+            start = tf.numpy_function(begin, [host.number_of_call()], tf.int64)
+
+            def draw(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+                place, indices, keys = tf.numpy_function(
+                    at,
+                    [start + i],
+                    [tf.int64, tf.int64, tf.int32],
+                )
+                return (
+                    tf.ensure_shape(place, []),
+                    tf.ensure_shape(indices, [None]),
+                    tf.ensure_shape(keys, [None, 2]),
+                )
+
+            return tf.data.Dataset.range(steps).map(draw)
+
+        whole = tf.data.Dataset.range(1).flat_map(begun)
+        return whole.apply(tf.data.experimental.assert_cardinality(steps))
+
+    def _begin(self, goes_on: bool) -> int:
+        """The place where an iteration begins."""
+        with self._lock:
+            return self._next if goes_on else self._released
+
+    def _at(self, place: int) -> tuple[int, Draw]:
+        """The draw at a place, or the oldest if that was released, and its place."""
+        with self._lock:
+            ahead = max(0, place - self._released)
+            if ahead >= len(self._unused):
+                self._unused.append(self._drawn())
+                ahead = len(self._unused) - 1
+            self._next = self._released + ahead + 1
+            return self._next - 1, self._unused[ahead]
+
+    def _drawn(self) -> Draw:
+        indices = self.poisson.indices()
+        source = int(np.sum(self._digests[indices]))
+        missing = max(0, self._fewest - len(indices))
+        filled_up = _wrapped(source + int(self._of_zeros[0]) * missing)
+        return Draw(
+            indices,
+            keys_at_once(len(indices) * self._copies),
+            source,
+            None if self._copies else filled_up,
+            secrets.randbits(62),
+        )
+
+    # --------------------------------------------------------------------- paying
+
+    def handed_out(self, place: tf.Tensor, rows: Any, source: Any) -> Any:
         """Rows that a pipeline made of drawn ones: with these the draw pays.
 
         Args:
-            rows: (x, y, sample_weight), made of the rows at `poisson.indices()`.
+            place: of the draw.
+            rows: (x, y, sample_weight), made of `source`.
+            source: the rows at its indices.
         """
-        known = tf.numpy_function(self._pays_with, [digest_of(rows)], [])
+        known = tf.numpy_function(
+            self._pays_with, [place, digest_of(rows), digest_of(source)], []
+        )
         with tf.control_dependencies([known]):
             return keras.tree.map_structure(
                 lambda t: None if t is None else tf.identity(t), rows, none_is_leaf=True
             )
 
-    def _pays_with(self, digest: Any) -> None:
+    def _pays_with(self, place: Any, digest: Any, source: Any) -> None:
         with self._lock:
-            self._unused[int(digest)] += 1
+            ahead = int(place) - self._released
+            if 0 <= ahead < len(self._unused):
+                settle(self._unused[ahead], int(digest), int(source))
 
     def pay(self, digest: int | None) -> None:
-        """Uses up the draw of the rows with this digest.
+        """Uses up the oldest draw, if its rows have this digest.
 
         Raises:
-            NotPrivateError: there is none that is unused.
+            NotPrivateError: they have another one.
         """
         with self._lock:
-            if digest is None or self._unused[digest] < 1:
+            waiting = [draw.digest for draw in self._unused]
+            if digest is None or digest not in waiting:
                 raise NotPrivateError(
                     "A step was about to be released on rows that are no unused draw "
                     "of its loader: they made a step before, or they were changed, "
-                    "copied or exchanged since they were drawn, or come from somewhere "
-                    "else. They are no fresh Poisson sample, and would be accounted as "
-                    "one. Let every batch of the loader make one step, as it is; "
-                    "change examples before they are drawn, or by `augment`; and train "
-                    "on other rows with a model and an optimizer of their own."
+                    "copied or exchanged since the arrays were given, or come from "
+                    "somewhere else. They are no fresh Poisson sample, and would be "
+                    "accounted as one. Let every batch of the loader make one step, as "
+                    "it is; change examples before they are drawn, or by `augment`; "
+                    "and train on other rows with a model and an optimizer of their "
+                    "own."
                 )
-            self._unused[digest] -= 1
+            if digest != waiting[0]:
+                raise NotPrivateError(
+                    "A batch was about to be released while an older one of its loader "
+                    "is unused: that was left out, as by `filter`, `continue` or a "
+                    "look at all batches, or they come in another order. A batch that "
+                    "is selected after a look at it is no Poisson sample, and what it "
+                    "shows of its examples would be accounted too small. Release every "
+                    "batch in the loader's order, an empty one too; to end earlier, "
+                    "leave the loop or pass steps_per_epoch; and after an evaluation "
+                    "on the loader's batches begin with a new loader, or with "
+                    "loader.dataset_for(optimizer)."
+                )
+            self._unused.popleft()
+            self._released += 1
+
+
+def settle(draw: Draw, digest: int, source: int) -> None:
+    """The draw pays with rows that were made of its examples, if these are unchanged.
+
+    Args:
+        draw: whose rows were augmented.
+        digest: of the rows.
+        source: of the examples that they were made of.
+    """
+    if draw.digest is None and source == draw.source:
+        draw.digest = digest
 
 
 def _wrapped(number: int) -> int:

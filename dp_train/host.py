@@ -1269,6 +1269,22 @@ def unrolled_recurrence(model: keras.Model) -> Iterator[None]:
             object.__setattr__(layer, "unroll", False)
 
 
+def number_of_call() -> tf.Tensor:
+    """In a pipeline, a number that is the first call's when an iterator is new.
+
+    An op with seeds counts its calls, each iterator of a pipeline has ops of its own,
+    and a repetition inside the pipeline goes on with those of its iterator (TensorFlow
+    2.21).
+    """
+    return tf.raw_ops.RandomUniformInt(
+        shape=tf.constant([], tf.int32),
+        minval=tf.constant(0, tf.int64),
+        maxval=tf.constant(2**62, tf.int64),
+        seed=1,
+        seed2=1,
+    )
+
+
 def graph_of_rows(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A function as graphs for any number of rows, whoever runs functions eagerly.
 

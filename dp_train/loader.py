@@ -15,8 +15,9 @@ import tensorflow as tf
 from dp_train import arrays, host
 from dp_train.augmentation import Augment, Augmentation, check_multiplicity
 from dp_train.batches import batch_digest, open_batch
-from dp_train.draws import Draws
+from dp_train.draws import Draws, settle
 from dp_train.gradients.structures import check_dense, map_rows
+from dp_train.noise.draw import keys_at_once
 from dp_train.sampling import PoissonSampling
 from dp_train.values import Batch
 
@@ -100,6 +101,7 @@ class PoissonLoader(keras.utils.PyDataset):
         self._steps = steps_per_epoch or math.ceil(
             self.sampling.population / batch_size
         )
+        self._line: Draws | None = None
         self._augmentation = (
             None
             if augment is None
@@ -116,23 +118,22 @@ class PoissonLoader(keras.utils.PyDataset):
         x, y, sample_weight = self.arrays
         return self._augmentation.specs if self._augmentation else x, y, sample_weight
 
-    def _draw(self) -> tuple[Any, Any, Any]:
-        """A fresh draw; nothing of it is remembered."""
-        indices = self.sampling.indices()
+    def _taken(self, indices: Any) -> tuple[Any, Any, Any]:
         x, y, sample_weight = (
             None
             if a is None
             else keras.tree.map_structure(lambda t: t.take(indices, axis=0), a)
             for a in self.arrays
         )
-        if self._augmentation:
-            x = self._augmentation.of_arrays(x)
         return x, y, sample_weight
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """A fresh draw whatever the index: Keras peeks, prefetches and discards."""
         self._check_single()
-        x, y, sample_weight = self._draw()
+        indices = self.sampling.indices()
+        x, y, sample_weight = self._taken(indices)
+        if self._augmentation:
+            x = self._augmentation.of_arrays(x, keys_at_once(len(indices)))
         data = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return data if isinstance(data, tuple) else (data,)
 
@@ -149,7 +150,15 @@ class PoissonLoader(keras.utils.PyDataset):
 
     def draws(self) -> Draws:
         """What `dataset` draws from: each of its draws pays for one release."""
-        return Draws(self.sampling, self.arrays)
+        return Draws(self.sampling, self.arrays, copies=self._augmented_copies)
+
+    @property
+    def _augmented_copies(self) -> int:
+        return self.copies if self._augmentation else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the draws: a copy of the loader draws its own."""
+        return {**vars(self), "_line": None}
 
     def dataset(self, draws: Draws) -> tf.data.Dataset:
         """An epoch of fresh draws as a tf.data pipeline: the same, and faster in fit.
@@ -159,26 +168,27 @@ class PoissonLoader(keras.utils.PyDataset):
         """
         rows = map_rows(tf.convert_to_tensor, self.arrays)
 
-        def draw(_: tf.Tensor) -> Any:
-            return keras.utils.pack_x_y_sample_weight(*self._drawn(draws, rows))
+        def found(*draw: tf.Tensor) -> Any:
+            return keras.utils.pack_x_y_sample_weight(*self._drawn(draws, draw, rows))
 
-        return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
+        return draws.dataset(len(self)).map(found).prefetch(2)
 
-    def _drawn(self, draws: Draws, rows: Any, fewest: int = 0) -> tuple[Any, Any, Any]:
+    def _drawn(
+        self, draws: Draws, draw: Any, rows: Any, fewest: int = 0
+    ) -> tuple[Any, Any, Any]:
         """A draw in a pipeline; it pays for a release on the rows as they are here.
 
         Args:
             draws: of these rows.
+            draw: its place, indices and keys.
             rows: (x, y, sample_weight) of all examples, as tensors.
             fewest: rows; with zeros a batch is filled up to that.
         """
-        source = draws.poisson if self._augmentation else draws
-        indices = tf.numpy_function(source.indices, [], tf.int64)
-        indices.set_shape([None])
-        found = map_rows(lambda t: tf.gather(t, indices), rows)
+        place, indices, keys = draw
+        source = found = map_rows(lambda t: tf.gather(t, indices), rows)
         if self._augmentation:
             x, y, sample_weight = found
-            found = self._augmentation(x), y, sample_weight
+            found = self._augmentation(x, keys), y, sample_weight
         if fewest:
             missing = tf.maximum(fewest - tf.size(indices), 0)
 
@@ -187,7 +197,7 @@ class PoissonLoader(keras.utils.PyDataset):
                 return tf.ensure_shape(padded, [None, *t.shape[1:]])
 
             found = map_rows(filled_up, found)
-        return draws.handed_out(found) if self._augmentation else found
+        return draws.handed_out(place, found, source) if self._augmentation else found
 
     def dataset_for(self, optimizer: Any) -> tf.data.Dataset:
         """Batches for the fit of a plain Keras model compiled with a DP optimizer.
@@ -205,8 +215,9 @@ class PoissonLoader(keras.utils.PyDataset):
             optimizer: a DPOptimizer; its expected_batch_size becomes the loader's.
 
         Returns:
-            (x, y, sample_weight) batches. An empty batch, or one row, is filled up to
-            two with rows of weight 0, on which Keras can be run.
+            (x, y, sample_weight) batches, to be released in their order; none may be
+            left out. An empty batch, or one row, is filled up to two with rows of
+            weight 0, on which Keras can be run.
 
         Raises:
             ValueError: augmentation_multiplicity above 1, which needs make_private.
@@ -217,22 +228,35 @@ class PoissonLoader(keras.utils.PyDataset):
             sample_weight = np.ones(self.sampling.population, np.float32)
         x, y, sample_weight = map_rows(tf.convert_to_tensor, (x, y, sample_weight))
         sample_weight = host.weights_in_rank_of(y, sample_weight)
-        drawn = Draws(
-            self.sampling, map_rows(np.asarray, (x, y, sample_weight)), _FEWEST
+        draws = Draws(
+            self.sampling,
+            map_rows(np.asarray, (x, y, sample_weight)),
+            _FEWEST,
+            self._augmented_copies,
         )
-        optimizer.sample_by(drawn)
+        optimizer.sample_by(draws)
 
-        def draw(_: tf.Tensor) -> Any:
-            return self._drawn(drawn, (x, y, sample_weight), _FEWEST)
+        def found(*draw: tf.Tensor) -> Any:
+            return self._drawn(draws, draw, (x, y, sample_weight), _FEWEST)
 
-        return tf.data.Dataset.range(len(self)).map(draw).prefetch(2)
+        return draws.dataset(len(self)).map(found).prefetch(2)
 
     def __iter__(self) -> Iterator[Batch]:
-        """An epoch of batches for a custom loop, each good for one release."""
-        for _ in range(len(self)):
-            rows = self._draw()
-            number = open_batch(batch_digest(rows), self.sampling)
-            yield Batch(*rows, self.sampling, number, self.copies)
+        """An epoch of batches for a custom loop, each good for one release.
+
+        They are released in their order, and none is left out, an empty one neither. A
+        look at some moves nothing: a loop that begins before the last one has ended
+        gets the batches that were not released again.
+        """
+        self._line = self._line or self.draws()
+        for draw in self._line.iteration(len(self)):
+            rows = x, y, sample_weight = self._taken(draw.indices)
+            if self._augmentation:
+                source = batch_digest(rows)
+                rows = self._augmentation.of_arrays(x, draw.keys), y, sample_weight
+                settle(draw, batch_digest(rows), source)
+            open_batch(draw.number, draw.digest, self._line)
+            yield Batch(*rows, self.sampling, draw.number, self.copies)
 
 
 def _class_weights(y: Any, class_weight: dict[int, float]) -> Any:

@@ -125,11 +125,13 @@ def secret_keys(count: int | tf.Tensor) -> tf.Tensor:
     Keys for what layers draw: no seed decides them, and nothing keeps them.
     """
 
-    def call(count: Any) -> Any:
-        return _host_source.words(int(count)).view(np.int32).reshape(-1, 2)
-
-    keys = host_call(call, [count], tf.int32)
+    keys = host_call(keys_at_once, [count], tf.int32)
     return tf.ensure_shape(keys, [None if tf.is_tensor(count) else count, 2])
+
+
+def keys_at_once(count: Any) -> Any:
+    """The same as an array, at once."""
+    return _host_source.words(int(count)).view(np.int32).reshape(-1, 2)
 
 
 def paid_later(count: tf.Tensor, width: int) -> tf.Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 import dp_train
+from dp_train.batches import batch_digest
+from dp_train.digests import digest_of
 
 EXAMPLES, BATCH = 200, 20
 
@@ -78,6 +80,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "other rows": lambda data: data.map(
         lambda x, y: (x + tf.cast(tf.random.uniform([]), x.dtype), y)
     ),
+    "a sign": lambda data: data.map(
+        lambda x, y: (x * tf.where(tf.range(4) == 3, -1.0, 1.0), y)
+    ),
+    "an axis less": lambda data: data.map(lambda x, y: (x, y[:, 0])),
     "one entry": lambda data: data.map(
         lambda x, y: (x + tf.one_hot(3, 4) * tf.reduce_max(x), y)
     ),
@@ -182,7 +188,13 @@ def _cut(batch: Any) -> Any:
     return dataclasses.replace(batch, x=batch.x[:, :3])
 
 
+def _trimmed(batch: Any) -> Any:
+    """A last axis that holds zeros only is cut off."""
+    return dataclasses.replace(batch, x=batch.x[:, :4])
+
+
 COPIES = {
+    "trimmed": _trimmed,
     "copied": _copied,
     "replaced": _replaced,
     "multiplied": _multiplied,
@@ -195,7 +207,10 @@ def assert_copies_of_a_batch_do_not_pay_again(way: str) -> None:
     """In a custom loop each draw pays once, for the rows that were drawn."""
     model = dp_train.make_private(Base())
     model.compile(loss="mse")
-    for batch in dp_train.PoissonLoader(*_rows(), batch_size=BATCH):
+    x, y = _rows()
+    if way == "trimmed":
+        x = np.pad(x, [[0, 0], [0, 3]])
+    for batch in dp_train.PoissonLoader(x, y, batch_size=BATCH):
         other = COPIES[way](batch)
         try:
             if way in ("copied", "replaced"):
@@ -204,3 +219,85 @@ def assert_copies_of_a_batch_do_not_pay_again(way: str) -> None:
         except dp_train.NotPrivateError:
             continue
         raise AssertionError(f"A batch that was {way} paid again, or for copies.")
+
+
+def _every_second(data: Any) -> Any:
+    selected = data.enumerate().filter(lambda i, rows: i % 2 == 1)
+    return selected.map(lambda i, rows: rows)
+
+
+def _one_of_each_look(data: Any) -> Any:
+    """Begins an iteration for each batch, and keeps those with many rows."""
+    looks = data.take(1).filter(lambda x, y, w: tf.shape(x)[0] > BATCH)
+    return looks.repeat(100)
+
+
+def _select_in_private_fit() -> tuple[Any, Any]:
+    model = dp_train.make_private(Changing(_every_second))
+    return model, lambda: model.fit(*_rows(), batch_size=BATCH, verbose=0)
+
+
+def _select_in_plain_fit(change: Callable[[Any], Any]) -> tuple[Any, Any]:
+    model = Base()
+    loader = dp_train.PoissonLoader(*_rows(), batch_size=BATCH)
+
+    def train() -> None:
+        drawn = change(loader.dataset_for(model.optimizer)).repeat()
+        model.fit(drawn, steps_per_epoch=5, shuffle=False, verbose=0)
+
+    return model, train
+
+
+def _select_in_loop(
+    is_left_out: Callable[[int, Any], bool], expected: float
+) -> tuple[Any, Any]:
+    model = dp_train.make_private(Base())
+    loader = dp_train.PoissonLoader(*_rows(), batch_size=expected, steps_per_epoch=50)
+
+    def train() -> None:
+        for i, batch in enumerate(loader):
+            if not is_left_out(i, batch):
+                clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+                model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+
+    return model, train
+
+
+SELECTIONS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "private fit": _select_in_private_fit,
+    "plain fit": lambda: _select_in_plain_fit(_every_second),
+    "looks in plain fit": lambda: _select_in_plain_fit(_one_of_each_look),
+    "custom loop": lambda: _select_in_loop(lambda i, _: i % 2 == 0, BATCH),
+    "empty batches": lambda: _select_in_loop(lambda _, b: len(b.x) == 0, 1),
+}
+
+
+def assert_no_batch_is_left_out(way: str) -> None:
+    """A batch that comes before its turn is refused: an older one was left out."""
+    model, train = SELECTIONS[way]()
+    model.compile(
+        dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0), loss="mse"
+    )
+    try:
+        train()
+    except (dp_train.NotPrivateError, tf.errors.UnknownError) as error:
+        assert "while an older one" in str(error), f"{way}: {error}"
+        return
+    raise AssertionError(f"{way}: Batches were selected and released.")
+
+
+def assert_signs_are_seen() -> None:
+    """Negating one number of a row changes the digest, in each of 80 columns.
+
+    A digest that sees a sign in three columns of four passes once in 10^10 times.
+    """
+    generator = np.random.default_rng(0)
+    x = generator.choice(np.array([-1.0, 1.0], np.float32), (3, 80))
+    before = int(digest_of((tf.constant(x), None, None)))
+    assert before == batch_digest((x, None, None))
+    for column in range(80):
+        changed = x.copy()
+        changed[1, column] *= -1
+        assert int(digest_of((tf.constant(changed), None, None))) != before, (
+            f"A sign in column {column} is not seen."
+        )

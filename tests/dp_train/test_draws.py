@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 
@@ -13,14 +14,18 @@ import tensorflow as tf
 from models import compiled, data
 
 import dp_train
-from dp_train.digests import digest_of
+from dp_train.batches import batch_digest
+from dp_train.digests import digest_of, digests_of_arrays
 from dp_train.draws import Draws
 from dp_train.sampling import PoissonSampling
 from tests.batteries.draws import (
     COPIES,
+    SELECTIONS,
     WAYS,
     assert_copies_of_a_batch_do_not_pay_again,
+    assert_no_batch_is_left_out,
     assert_rows_that_were_not_drawn_make_no_step,
+    assert_signs_are_seen,
 )
 from tests.batteries.training import drawing
 
@@ -33,6 +38,11 @@ def test_rows_that_were_not_drawn_make_no_step(way):
 @pytest.mark.parametrize("way", COPIES)
 def test_copies_of_a_batch_do_not_pay_again(way):
     assert_copies_of_a_batch_do_not_pay_again(way)
+
+
+@pytest.mark.parametrize("way", SELECTIONS)
+def test_no_batch_is_left_out(way):
+    assert_no_batch_is_left_out(way)
 
 
 def test_a_batch_that_crossed_to_another_process_pays_once_at_most():
@@ -53,6 +63,8 @@ DTYPES = (
     "float16",
     "float32",
     "float64",
+    "complex64",
+    "complex128",
     ml_dtypes.bfloat16,
 )
 
@@ -79,7 +91,7 @@ def test_the_step_and_the_draw_make_the_same_digest(dtype, structure):
     every = rows(dtype, structure)
     draws = Draws(PoissonSampling(50, 20), every)
     for _ in range(3):
-        batch = taken(every, draws.indices())
+        batch = taken(every, next(draws.iteration(1)).indices)
         shuffled = keras.tree.map_structure(
             lambda t: None if t is None else tf.reverse(t, [0]),
             batch,
@@ -100,6 +112,51 @@ def test_every_word_of_every_row_is_in_the_digest():
         assert int(digest_of(taken((changed, y, None), [0, 1]))) != before
 
 
+def test_signs_are_seen():
+    assert_signs_are_seen()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "float32", "float64"])
+def test_no_two_rows_of_small_integers_have_one_digest(dtype):
+    generator = np.random.default_rng(1)
+    x = generator.integers(-2, 3, (20_000, 12)).astype(dtype)
+    different = len(np.unique(x, axis=0))
+    assert len(np.unique(digests_of_arrays((x, None, None)))) == different
+    assert different > 19_000
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_trimmed_rows_have_another_digest(length, is_known):
+    x = np.ones((5, 6), "int32")
+    x[:, 3:] = 0
+    like = tf.TensorSpec([None, 6] if is_known else None, tf.int32)
+    of_rows = tf.function(lambda t: digest_of((t, None, None)), input_signature=[like])
+    whole, flat = int(of_rows(x)), x[:, :length]
+    assert whole == batch_digest((x, None, None))
+    of_flat = digest_of if is_known else lambda rows: of_rows(rows[0])
+    assert int(of_flat((tf.constant(flat), None, None))) != whole
+    assert batch_digest((flat, None, None)) != whole
+
+
+def test_shapes_dtypes_and_places_are_in_the_digest():
+    x = np.zeros((4, 6), "float32")
+    rows = [
+        (x, None, None),
+        (None, x, None),
+        (x.reshape(4, 3, 2), None, None),
+        (x.reshape(4, 2, 3), None, None),
+        (x.reshape(4, 6, 1), None, None),
+        (x.astype("int32"), None, None),
+        (x.view("float64"), None, None),
+        (x.astype("complex128"), None, None),
+        (x, x, None),
+    ]
+    found = [batch_digest(r) for r in rows]
+    assert len(set(found)) == len(rows)
+    assert found == [int(digest_of(taken(r, np.arange(4)))) for r in rows]
+
+
 def test_copies_of_rows_of_weight_0_are_noticed_too():
     rows = np.ones((2, 3), "float32"), np.ones(2), np.array([1.0, 0.0], "float32")
     once, twice = (int(digest_of(taken(rows, i))) for i in ([0, 1], [0, 1, 1]))
@@ -118,7 +175,7 @@ def test_batches_that_are_filled_up_for_keras_pay_as_they_are(size):
     x, y, w = np.ones((4, 2), "float32"), np.ones(4), np.ones(4, "float32")
     draws = Draws(PoissonSampling(4, 2), (x, y, w), fewest=2)
     with drawing(np.arange(size)):
-        indices = draws.indices()
+        indices = next(draws.iteration(1)).indices
     missing = max(0, 2 - size)
     padded = [
         np.concatenate([a[indices], np.zeros_like(a[:missing])]) for a in (x, y, w)
@@ -180,3 +237,195 @@ def test_a_refusal_inside_fit_is_raised_in_plain_words_and_charges_nothing():
     assert model.privacy_ledger.total == 0
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def plain(steps_per_execution=1):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, steps_per_execution=steps_per_execution)
+    loader = dp_train.PoissonLoader(*data(), batch_size=6)
+    return model, loader.dataset_for(optimizer)
+
+
+def twice(model, drawn, **kwargs):
+    for _ in range(2):
+        model.fit(drawn, shuffle=False, verbose=0, **kwargs)
+
+
+class Stop(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = batch == 3
+
+
+def looked_at(model, drawn):
+    kept = iter(drawn)
+    next(kept)
+    next(iter(drawn))
+    twice(model, drawn)
+
+
+def evaluated(model, drawn):
+    for _ in range(2):
+        model.evaluate(drawn, verbose=0)
+        model.fit(drawn, shuffle=False, verbose=0)
+
+
+def again(model, drawn):
+    repeated = drawn.repeat().prefetch(7)
+    twice(model, repeated, epochs=3, steps_per_epoch=8)
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        (lambda model, drawn: twice(model, drawn, epochs=2), 40),
+        (looked_at, 20),
+        (again, 48),
+        (evaluated, 20),
+        (lambda model, drawn: twice(model, drawn.repeat(3).prefetch(2)), 60),
+        (lambda model, drawn: twice(model, drawn.take(4), epochs=2), 16),
+        (lambda model, drawn: twice(model, drawn, steps_per_epoch=4, epochs=2), 16),
+        (lambda model, drawn: twice(model, drawn, callbacks=[Stop()]), 8),
+        (
+            lambda model, drawn: twice(
+                model, drawn.map(lambda *rows: rows, num_parallel_calls=4)
+            ),
+            20,
+        ),
+    ],
+    ids=[
+        "epochs",
+        "looked at",
+        "repeated",
+        "evaluated",
+        "repeated in a fit",
+        "some of each",
+        "shorter epochs",
+        "interrupted",
+        "mapped in parallel",
+    ],
+)
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
+def test_pipelines_in_order_are_released(train, steps, steps_per_execution):
+    model, drawn = plain(steps_per_execution)
+    assert int(drawn.cardinality()) == 10
+    train(model, drawn)
+    assert model.optimizer.ledger.total == steps
+
+
+def loop(steps=5):
+    loader = dp_train.PoissonLoader(*data(), batch_size=6, steps_per_epoch=steps)
+    model = compiled()
+
+    def release(batch):
+        clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+        model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+
+    return loader, model, release
+
+
+def test_a_look_at_batches_does_not_move_the_loader():
+    loader, model, release = loop()
+    looked_at = next(iter(loader))
+    dp_train.clipped_gradients(model, next(iter(loader)), l2_norm_clip=1.0)
+    for i, batch in enumerate(loader):
+        if i == 0:
+            np.testing.assert_array_equal(batch.x, looked_at.x)
+        release(batch)
+        if i == 2:
+            break
+    for batch in loader:
+        release(batch)
+    assert model.privacy_ledger.total == 8
+    with pytest.raises(dp_train.NotPrivateError, match="made a step before|already"):
+        release(looked_at)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_looks_at_pipelines_of_few_steps_do_not_move_them(steps):
+    model, _ = plain()
+    loader = dp_train.PoissonLoader(*data(), batch_size=6, steps_per_epoch=steps)
+    drawn = loader.dataset_for(model.optimizer)
+    looks = [next(iter(drawn)) for _ in range(3)]
+    for x, *_ in looks[1:]:
+        np.testing.assert_array_equal(x, looks[0][0])
+    model.fit(drawn, epochs=3, shuffle=False, verbose=0)
+    assert model.optimizer.ledger.total == 3 * steps
+
+
+def test_batches_are_the_same_when_they_are_augmented_again():
+    loader = dp_train.PoissonLoader(
+        *data(),
+        batch_size=6,
+        augment=lambda x, seed: x + tf.random.stateless_normal(x.shape, seed),
+    )
+    first, second = next(iter(loader)), next(iter(loader))
+    np.testing.assert_array_equal(first.x, second.x)
+
+
+def test_loops_in_loops_and_batches_made_ahead_are_released():
+    loader, model, release = loop(3)
+    for batch in loader:
+        release(batch)
+        for inner in loader:
+            release(inner)
+    for batch in list(loader):
+        release(batch)
+    assert model.privacy_ledger.total == 3 + 9 + 3
+
+
+def test_copies_of_a_loader_draw_their_own():
+    loader, model, release = loop()
+    first = next(iter(loader))
+    for other in (copy.copy(loader), copy.deepcopy(loader)):
+        release(next(iter(other)))
+    release(first)
+    assert model.privacy_ledger.total == 3
+
+
+@pytest.mark.parametrize("is_augmented", [False, True])
+def test_arrays_that_change_after_a_look_make_no_release(is_augmented):
+    x, y = data()
+    augment = (lambda x, seed: 2 * x) if is_augmented else None
+    loader = dp_train.PoissonLoader(x, y, batch_size=30, augment=augment)
+    model = compiled()
+    next(iter(loader))
+    x *= -1
+    with pytest.raises(dp_train.NotPrivateError, match="changed in place"):
+        dp_train.clipped_gradients(model, next(iter(loader)), l2_norm_clip=1.0)
+
+
+@pytest.mark.parametrize("is_private", [False, True])
+def test_arrays_that_change_in_a_fit_are_not_trained_on(is_private):
+    """TensorFlow may have a copy of them, or else the step is refused."""
+    x, y = aligned(*data())
+
+    class Changes(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            x[:] = 1e9
+
+    arguments = {"verbose": 0, "callbacks": [Changes()]}
+    try:
+        if is_private:
+            model = compiled()
+            model.fit(x, y, batch_size=6, **arguments)
+        else:
+            model = plain()[0]
+            loader = dp_train.PoissonLoader(x, y, batch_size=6)
+            drawn = loader.dataset_for(model.optimizer)
+            model.fit(drawn, shuffle=False, **arguments)
+    except (dp_train.NotPrivateError, tf.errors.UnknownError) as error:
+        assert "changed, copied" in str(error)
+    else:
+        assert np.max(np.abs(model.get_weights()[0])) < 1e3
+
+
+def aligned(*arrays):
+    """At multiples of 64 bytes, where TensorFlow takes an array as it is."""
+    for a in arrays:
+        space = np.zeros(a.nbytes + 64, np.uint8)
+        start = -space.ctypes.data % 64
+        found = space[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+        found[:] = a
+        yield found

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 from unittest import mock
 
-import tensorflow as tf
+import numpy as np
 
-from dp_train import augmentation
+from dp_train import draws
 from dp_train.gradients import choose
 from dp_train.gradients.copies import by_example, flat_rows, mean_of_copies
 from tests.mutants.mutant import Mutant
@@ -32,10 +32,10 @@ def copies_clipped_one_by_one() -> Any:
 
 
 def seeds_from_a_seed() -> Any:
-    def keys(count: Any) -> Any:
-        return tf.random.stateless_uniform([count, 2], [0, 1], None, None, tf.int32)
+    def keys(count: int) -> Any:
+        return np.random.default_rng(1).integers(2**31, size=(count, 2), dtype=np.int32)
 
-    return mock.patch.object(augmentation, "secret_keys", keys)
+    return mock.patch.object(draws, "keys_at_once", keys)
 
 
 MUTANTS = {

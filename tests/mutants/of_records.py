@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from accounting import GaussianEvent, Ledger, PoissonSampledEvent
-from dp_train import sampling, values
+from dp_train import digests, sampling, values
 from dp_train.batches import UsedDraw
 from dp_train.draws import Draws
 from dp_train.model import PrivateTraining
@@ -149,7 +149,7 @@ def draw_pays_again() -> Any:
     """Draws are remembered, and not crossed off."""
 
     def pay(self: Draws, digest: int | None) -> None:
-        if not self._unused[digest]:
+        if all(draw.digest != digest for draw in self._unused):
             refuse(self, None)
 
     refuse = Draws.pay
@@ -160,17 +160,47 @@ def draws_only_counted() -> Any:
     """A release needs a draw, and nobody asks on which rows."""
 
     def pay(self: Draws, digest: int | None) -> None:
-        left = +self._unused
-        refuse(self, next(iter(left), None))
+        del digest
+        refuse(self, self._unused[0].digest if self._unused else None)
 
     refuse = Draws.pay
     return mock.patch.object(Draws, "pay", pay)
 
 
+def draw_left_out() -> Any:
+    """Any draw that is unused pays, also before its turn."""
+
+    def pay(self: Draws, digest: int | None) -> None:
+        for i, draw in enumerate(self._unused):
+            if draw.digest == digest:
+                del self._unused[i]
+                return
+        refuse(self, None)
+
+    refuse = Draws.pay
+    return mock.patch.object(Draws, "pay", pay)
+
+
+def digests_of_32_bits() -> Any:
+    multipliers = digests._known_multipliers
+
+    def short(stream: int, words: int) -> Any:
+        return multipliers(stream, words) << 32
+
+    return mock.patch.object(digests, "_known_multipliers", short)
+
+
+def digests_without_sizes() -> Any:
+    def kind(stream: int, dtype: Any, sizes: Any) -> Any:
+        return np.zeros(2, np.int64)
+
+    return mock.patch.object(digests, "_known_kind", kind)
+
+
 def batches_not_numbered() -> Any:
     def take(number: int, rows: Any) -> UsedDraw:
         del number, rows
-        return UsedDraw(PoissonSampling(200, 20))
+        return UsedDraw(PoissonSampling(200, 20), 0)
 
     return mock.patch.object(values, "take_batch", take)
 
@@ -198,6 +228,25 @@ MUTANTS = {
         draws_only_counted,
         "draws: rows",
         "steps were taken on rows that were not drawn",
+    ),
+    "a draw left out": Mutant(
+        "A draw pays whatever became of older ones, so that batches can be selected.",
+        draw_left_out,
+        "draws: order",
+        "Batches were selected",
+    ),
+    "digests of 32 bits": Mutant(
+        "The upper half of products of 32-bit numbers is dropped, so that half of the "
+        "multipliers do not see a sign.",
+        digests_of_32_bits,
+        "draws: signs",
+        "is not seen",
+    ),
+    "digests without sizes": Mutant(
+        "A digest does not know how long a row is, and zeros at its end add nothing.",
+        digests_without_sizes,
+        "draws: sizes",
+        "trimmed paid again, or for copies",
     ),
     "copies of a batch pay": Mutant(
         "A copy of a batch is taken for another batch.",

@@ -72,6 +72,9 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "draws: rows": lambda: draws.assert_rows_that_were_not_drawn_make_no_step(
         "repeated rows"
     ),
+    "draws: order": lambda: draws.assert_no_batch_is_left_out("plain fit"),
+    "draws: signs": draws.assert_signs_are_seen,
+    "draws: sizes": lambda: draws.assert_copies_of_a_batch_do_not_pay_again("trimmed"),
     "draws: batches": lambda: draws.assert_copies_of_a_batch_do_not_pay_again("copied"),
     "draws: rows of a batch": lambda: draws.assert_copies_of_a_batch_do_not_pay_again(
         "multiplied"
