@@ -39,9 +39,10 @@ class _Sample:
         is_whole = size <= SAMPLED
         drawn = [secrets.randbelow(size) for _ in range(0 if is_whole else SAMPLED)]
         self.places = None if is_whole else np.array(sorted(drawn), np.int64)
-        with tf.init_scope():
-            value = _numbers(weight, self.places)
-            self.kept = tf.Variable(value, trainable=False)
+        # A function that makes a variable when it is traced is traced again.
+        self.kept = host.outside_of_tracing(
+            lambda: tf.Variable(_numbers(weight, self.places), trainable=False)
+        )
 
     def leave(self, weight: keras.Variable) -> None:
         self.kept.assign(_numbers(weight, self.places))
