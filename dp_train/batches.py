@@ -27,6 +27,8 @@ class UsedDraw:
         sampling: how it was drawn.
     """
 
+    __slots__ = "_is_paid", "_sampling"
+
     def __init__(self, sampling: Any) -> None:
         self._sampling, self._is_paid = sampling, False
 

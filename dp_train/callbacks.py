@@ -105,7 +105,7 @@ class EpsilonLogger(_PrivacyCallback):
         if isinstance(self.model, PrivateTraining):
             population = self.model._privacy.population
         else:
-            sampling = self.model.optimizer.account.sampling
+            sampling = self.model.optimizer._account.sampling
             population = getattr(sampling, "population", None)
         warn_of_large_delta(self.delta, population)
         if self.log_dir is not None:

@@ -34,8 +34,11 @@ class Draws:
         fewest: rows of a batch; with zeros it is filled up to that.
     """
 
+    # No method can be set on a draw: the step asks each whether its rows were drawn.
+    __slots__ = "_digests", "_fewest", "_lock", "_of_zeros", "_poisson", "_unused"
+
     def __init__(self, poisson: PoissonSampling, rows: Any, fewest: int = 0) -> None:
-        self.poisson = poisson
+        self._poisson = _checked(poisson, rows)
         self._digests = digests_of_arrays(rows)
         zero = keras.tree.map_structure(
             lambda a: None if a is None else np.zeros_like(a[:1]),
@@ -47,22 +50,27 @@ class Draws:
         self._lock = threading.Lock()
 
     @property
+    def poisson(self) -> PoissonSampling:
+        """How the rows are drawn, without a draw that pays."""
+        return self._poisson
+
+    @property
     def expected_batch_size(self) -> float:
         """B."""
-        return self.poisson.expected_batch_size
+        return self._poisson.expected_batch_size
 
     @property
     def population(self) -> int:
         """N."""
-        return self.poisson.population
+        return self._poisson.population
 
     def event(self, release: Event) -> Event:
         """`release` on a Poisson sample."""
-        return self.poisson.event(release)
+        return self._poisson.event(release)
 
     def indices(self) -> IntArray:
         """As PoissonSampling.indices; the draw pays for a release."""
-        indices = self.poisson.indices()
+        indices = self._poisson.indices()
         missing = max(0, self._fewest - len(indices))
         zeros = int(self._of_zeros[0]) * missing
         self._pays_with(_wrapped(int(np.sum(self._digests[indices])) + zeros))
@@ -102,6 +110,18 @@ class Draws:
                     "on other rows with a model and an optimizer of their own."
                 )
             self._unused[digest] -= 1
+
+
+def _checked(poisson: PoissonSampling, rows: Any) -> PoissonSampling:
+    """Refuses a sampling of other rows, or one that may draw in another way."""
+    found = {len(a) for a in keras.tree.flatten(rows) if a is not None}
+    if type(poisson) is not PoissonSampling or found != {poisson.population}:
+        raise NotPrivateError(
+            f"{type(poisson).__name__} was to draw from rows of which there are "
+            f"{sorted(found)}. What its draws cost would not follow from how they are "
+            "drawn. Use a PoissonLoader, which has a sampling of its own arrays."
+        )
+    return poisson
 
 
 def _wrapped(number: int) -> int:

@@ -96,7 +96,7 @@ class PoissonLoader(keras.utils.PyDataset):
                 "axes, and a list of examples as np.stack(examples)."
             )
         arrays.warn_of_rows_without_gradient(self.arrays)
-        self.sampling = PoissonSampling(lengths.pop(), batch_size)
+        self._sampling = PoissonSampling(lengths.pop(), batch_size)
         self._steps = steps_per_epoch or math.ceil(
             self.sampling.population / batch_size
         )
@@ -109,6 +109,11 @@ class PoissonLoader(keras.utils.PyDataset):
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._steps
+
+    @property
+    def sampling(self) -> PoissonSampling:
+        """How batches are drawn: what releases of them are accounted as."""
+        return self._sampling
 
     @property
     def like(self) -> tuple[Any, Any, Any]:
@@ -220,7 +225,7 @@ class PoissonLoader(keras.utils.PyDataset):
         drawn = Draws(
             self.sampling, map_rows(np.asarray, (x, y, sample_weight)), _FEWEST
         )
-        optimizer.sample_by(drawn)
+        optimizer._sample_by(drawn)
 
         def draw(_: tf.Tensor) -> Any:
             return self._drawn(drawn, (x, y, sample_weight), _FEWEST)
