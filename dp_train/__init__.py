@@ -1,5 +1,6 @@
 """Differentially private training for Keras 3: the public names."""
 
+from dp_train.clipped_sum import ClippedSum
 from dp_train.own_accounting import __version__
 
 # isort: split
@@ -16,7 +17,7 @@ from dp_train.optimizers.short_names import (
     DPAdamW,
     DPRMSprop,
 )
-from dp_train.values import Batch, ClippedSum
+from dp_train.values import Batch
 
 # Imported for what it does to files of weights.
 del saved_ledger

@@ -27,6 +27,8 @@ class UsedDraw:
         digest: of its rows.
     """
 
+    __slots__ = "_digest", "_draws", "_is_paid"
+
     def __init__(self, draws: Any, digest: int) -> None:
         self._draws, self._digest, self._is_paid = draws, digest, False
 

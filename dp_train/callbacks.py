@@ -34,7 +34,7 @@ class _PrivacyCallback(keras.callbacks.Callback):
         """Every release made so far."""
         if isinstance(self.model, PrivateTraining):
             return self.model.privacy_ledger
-        return self.model.optimizer.account.ledger
+        return self.model.optimizer._account.ledger
 
     def set_model(self, model: Any) -> None:
         """Refuses models without a ledger."""
@@ -105,7 +105,7 @@ class EpsilonLogger(_PrivacyCallback):
         if isinstance(self.model, PrivateTraining):
             population = self.model._privacy.population
         else:
-            sampling = self.model.optimizer.account.sampling
+            sampling = self.model.optimizer._account.sampling
             population = getattr(sampling, "population", None)
         warn_of_large_delta(self.delta, population)
         if self.log_dir is not None:

@@ -65,10 +65,24 @@ class Draws:
         copies: augmented copies of each example; 0 if they stay as they are.
     """
 
+    # No method can be set on a draw: the step asks each whether its rows were drawn.
+    __slots__ = (
+        "_copies",
+        "_digests",
+        "_fewest",
+        "_has_ended",
+        "_lock",
+        "_next",
+        "_of_zeros",
+        "_poisson",
+        "_released",
+        "_unused",
+    )
+
     def __init__(
         self, poisson: PoissonSampling, rows: Any, fewest: int = 0, copies: int = 0
     ) -> None:
-        self.poisson = poisson
+        self._poisson = _checked(poisson, rows)
         self._digests = digests_of_arrays(rows)
         zero = keras.tree.map_structure(
             lambda a: None if a is None else np.zeros_like(a[:1]),
@@ -83,18 +97,23 @@ class Draws:
         self._lock = threading.Lock()
 
     @property
+    def poisson(self) -> PoissonSampling:
+        """How the rows are drawn, without a draw that pays."""
+        return self._poisson
+
+    @property
     def expected_batch_size(self) -> float:
         """B."""
-        return self.poisson.expected_batch_size
+        return self._poisson.expected_batch_size
 
     @property
     def population(self) -> int:
         """N."""
-        return self.poisson.population
+        return self._poisson.population
 
     def event(self, release: Event) -> Event:
         """`release` on a Poisson sample."""
-        return self.poisson.event(release)
+        return self._poisson.event(release)
 
     # ----------------------------------------------------------------- handing out
 
@@ -157,7 +176,7 @@ class Draws:
             return self._next - 1, self._unused[ahead]
 
     def _drawn(self) -> Draw:
-        indices = self.poisson.indices()
+        indices = self._poisson.indices()
         source = int(np.sum(self._digests[indices]))
         missing = max(0, self._fewest - len(indices))
         filled_up = _wrapped(source + int(self._of_zeros[0]) * missing)
@@ -238,6 +257,18 @@ def settle(draw: Draw, digest: int, source: int) -> None:
     """
     if draw.digest is None and source == draw.source:
         draw.digest = digest
+
+
+def _checked(poisson: PoissonSampling, rows: Any) -> PoissonSampling:
+    """Refuses a sampling of other rows, or one that may draw in another way."""
+    found = {len(a) for a in keras.tree.flatten(rows) if a is not None}
+    if type(poisson) is not PoissonSampling or found != {poisson.population}:
+        raise NotPrivateError(
+            f"{type(poisson).__name__} was to draw from rows of which there are "
+            f"{sorted(found)}. What its draws cost would not follow from how they are "
+            "drawn. Use a PoissonLoader, which has a sampling of its own arrays."
+        )
+    return poisson
 
 
 def _wrapped(number: int) -> int:

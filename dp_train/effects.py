@@ -201,8 +201,10 @@ def _of_write(what: str, effect: host.Effect) -> NotPrivateError:
     return NotPrivateError(
         f"{what} writes to a variable ({effect.type}, {effect.name}). What it keeps of "
         "the data would be read in a later step, or saved, without noise. Use "
-        "layers without running statistics, as GroupNormalization; and let a metric "
-        "write into variables of its own (add_variable)."
+        "layers without running statistics, as GroupNormalization; let a metric write "
+        "into variables of its own (add_variable); and draw by a SeedGenerator that is "
+        "an attribute of its layer, or without one, since others cannot be told from "
+        "what keeps data."
     )
 
 

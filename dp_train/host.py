@@ -78,6 +78,23 @@ def seed_states(model: keras.Model) -> list[keras.Variable]:
     return list(unique.values())
 
 
+@contextmanager
+def recorded_seeds() -> Iterator[list[keras.Variable]]:
+    """States of seed generators that are drawn from inside the block, whoever has them.
+
+    A loss, or a layer, may draw from one that is nobody's attribute.
+    """
+    found: list[keras.Variable] = []
+    following = _ask_for_replacements(seed_generator.SeedGenerator, "next")
+
+    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(self.state)
+        return following(self, *args, **kwargs)
+
+    with _replaced(seed_generator.SeedGenerator, {"next": recording}):
+        yield found
+
+
 def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
     """Every layer inside the model, at any depth, without the model itself."""
     return list(model._flatten_layers(include_self=False))

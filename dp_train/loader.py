@@ -97,7 +97,7 @@ class PoissonLoader(keras.utils.PyDataset):
                 "axes, and a list of examples as np.stack(examples)."
             )
         arrays.warn_of_rows_without_gradient(self.arrays)
-        self.sampling = PoissonSampling(lengths.pop(), batch_size)
+        self._sampling = PoissonSampling(lengths.pop(), batch_size)
         self._steps = steps_per_epoch or math.ceil(
             self.sampling.population / batch_size
         )
@@ -111,6 +111,11 @@ class PoissonLoader(keras.utils.PyDataset):
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._steps
+
+    @property
+    def sampling(self) -> PoissonSampling:
+        """How batches are drawn: what releases of them are accounted as."""
+        return self._sampling
 
     @property
     def like(self) -> tuple[Any, Any, Any]:
@@ -234,7 +239,7 @@ class PoissonLoader(keras.utils.PyDataset):
             _FEWEST,
             self._augmented_copies,
         )
-        optimizer.sample_by(draws)
+        optimizer._sample_by(draws)
 
         def found(*draw: tf.Tensor) -> Any:
             return self._drawn(draws, draw, (x, y, sample_weight), _FEWEST)

@@ -18,8 +18,10 @@ from accounting import (
     privacy_report,
 )
 from dp_train import effects, host, host_files, looking, model_checks
+from dp_train.account import Account
 from dp_train.announcement import announce, delta_of
 from dp_train.augmentation import Augment
+from dp_train.clipped_sum import ClippedSum, Contents, seal
 from dp_train.clipping import check_l2_norm_clip
 from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
@@ -32,6 +34,7 @@ from dp_train.gradients.structures import (
     row_count,
     tensors,
 )
+from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.loader import (
     check_not_augmented,
     is_batched,
@@ -41,6 +44,7 @@ from dp_train.loader import (
     poisson_loader,
 )
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.optimizers.subclasses import check_optimizer
 from dp_train.private_state import (
     PrivacyState,
     adopt_optimizer,
@@ -57,7 +61,7 @@ from dp_train.private_state import (
 )
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
-from dp_train.values import Account, Batch, ClippedSum, Sampling
+from dp_train.values import Batch, Sampling
 
 
 def make_private(
@@ -224,13 +228,23 @@ class PrivateTraining(_Mixin):
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
         x, y, sample_weight = map_rows(lambda t: t[:rows], (x, y, sample_weight))
         optimizer = self.optimizer
-        gradients, data_free, outputs = clipped_sum_of(
-            self, (x, y, sample_weight), optimizer.l2_norm_clip, state.owing
-        )
+        check_optimizer(optimizer, DPOptimizer)
+        clip = optimizer.l2_norm_clip
+        try:
+            gradients, data_free, outputs = clipped_sum_of(
+                self, (x, y, sample_weight), clip, state.owing
+            )
+        except UnsupportedSiteError as error:
+            raise NotPrivateError(
+                "The step is traced in another way than it was checked before, and "
+                f"here nothing shows that examples keep apart: {error}. Clipping "
+                "bounds an example only where they do. Leave the train_function to "
+                "Keras, or call train_step as Keras does."
+            ) from error
         summed = len(graph.get_operations())
-        clipped_sum = ClippedSum(
+        contents = Contents(
             gradients=tuple(gradients),
-            l2_norm_bound=optimizer.l2_norm_clip,
+            l2_norm_bound=clip,
             expected_batch_size=state.expected_batch_size,
             account=state.account,
             variables=tuple(self.trainable_variables),
@@ -241,7 +255,7 @@ class PrivateTraining(_Mixin):
         )
 
         def release() -> tf.Tensor:
-            optimizer.release(clipped_sum)
+            optimizer.release(seal(contents))
             return state.releases.assign_add(1)
 
         tf.cond(may_release, release, lambda: tf.identity(state.releases))
@@ -620,7 +634,7 @@ def clipped_gradients(
 
         functions[clip] = host.graph_of_rows(compute)
     gradients, data_free = functions[clip](rows)
-    return ClippedSum(
+    contents = Contents(
         gradients=tuple(gradients),
         l2_norm_bound=clip,
         expected_batch_size=expected_batch_size or sampling.expected_batch_size,
@@ -629,6 +643,7 @@ def clipped_gradients(
         data_free_gradients=tuple(data_free),
         is_reached=model._privacy.plan.is_reached,
     )
+    return seal(contents)
 
 
 def _static_rows(x: Any) -> int:

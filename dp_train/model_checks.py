@@ -19,6 +19,11 @@ from dp_train.gradients.separation import ancestors
 from dp_train.made_up import ROWS, made_up
 from dp_train.sizes import named
 
+_OWN_STEP = (
+    "Move its loss into compute_loss, or write a custom loop with "
+    "dp_train.clipped_gradients and optimizer.apply_clipped_sum."
+)
+
 
 def check_class(model: keras.Model) -> None:
     """Refuses models whose training step is not Keras's own.
@@ -38,9 +43,22 @@ def check_class(model: keras.Model) -> None:
     if own or "train_step" in vars(model):
         raise NotPrivateError(
             f"{type(model).__name__} has its own train_step. The private step would "
-            "replace it silently, and what it computes would be lost. Move its loss "
-            "into compute_loss, or write a custom loop with "
-            "dp_train.clipped_gradients and optimizer.apply_clipped_sum."
+            f"replace it silently, and what it computes would be lost. {_OWN_STEP}"
+        )
+
+
+def check_train_step(model: keras.Model) -> None:
+    """Refuses a private model that was given another training step.
+
+    Raises:
+        NotPrivateError: train_step was set on the model, or on the class that
+            make_private made for it.
+    """
+    if "train_step" in vars(model) or "train_step" in vars(type(model)):
+        raise NotPrivateError(
+            f"train_step of {type(model).__name__} was set after make_private. It is "
+            "given the examples, and what it does with them beside the private step "
+            f"has no noise. Remove it (del model.train_step). {_OWN_STEP}"
         )
 
 
@@ -97,6 +115,7 @@ def check_state_updates(
     moved: set[int] = set()
     spans: list[Any] = []
     ends: list[Any] = []
+    foreign_seeds: list[keras.Variable] = []
 
     @tf.function(autograph=False)
     def trace(x: Any, y: Any, sample_weight: Any) -> tf.Tensor:
@@ -106,10 +125,11 @@ def check_state_updates(
             keras.StatelessScope(weights, collect_losses=True) as scope,
         ):
             before = dict(scope.state_mapping)
-            with recorded_spans(model) as recorded:
-                y_pred = host.call_model(model, x)
-            spans[:] = recorded
-            loss = host.compute_loss(model, x, y, y_pred, sample_weight)
+            with host.recorded_seeds() as drawn:
+                with recorded_spans(model) as recorded:
+                    y_pred = host.call_model(model, x)
+                loss = host.compute_loss(model, x, y, y_pred, sample_weight)
+            spans[:], foreign_seeds[:] = recorded, drawn
             ends[:] = [tf.convert_to_tensor(loss), *scope.losses]
             model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         moved.update(
@@ -120,7 +140,9 @@ def check_state_updates(
         return tf.zeros([])
 
     graph = trace.get_concrete_function(x, y, sample_weight).graph
-    seeds = host.seed_states(model)
+    known = host.seed_states(model)
+    known += foreign_seeds
+    seeds = list({id(v): v for v in known}.values())
     metrics = metric_variables(model)
     allowed = {id(v) for v in [*seeds, *metrics]}
     named = {id(v): v for v in model.variables}
@@ -173,6 +195,14 @@ def check_examples_are_separate(model: keras.Model, x: Any) -> None:
             where it can be found.
     """
     first, second = made_up(x), made_up(x, changed_rows=True)
+    if _complex(x):
+        raise NotPrivateError(
+            f"The model takes complex inputs: {_complex(x)}. Whether its layers keep "
+            "examples apart is checked, and gradients are clipped, for real numbers "
+            "only. Pass real and imaginary parts as two real inputs, as "
+            "np.stack([x.real, x.imag], axis=-1), and make complex numbers of them "
+            "inside the model (tf.complex)."
+        )
     if first is None:
         raise NotPrivateError(
             f"The model takes inputs that are not numbers: {_not_numbers(x)}. Whether "
@@ -231,6 +261,12 @@ def _not_numbers(x: Any) -> str:
         for name, dtype in dtypes
         if not (dtype.is_floating or dtype.is_integer or dtype.is_bool)
     )
+
+
+def _complex(x: Any) -> str:
+    """Names and dtypes of the inputs that are complex numbers."""
+    dtypes = [(name, tf.as_dtype(t.dtype)) for name, t in named((x, None, None))]
+    return ", ".join(f"{name} ({d.name})" for name, d in dtypes if d.is_complex)
 
 
 def _writer(model: keras.Model, owner: keras.layers.Layer) -> keras.layers.Layer:

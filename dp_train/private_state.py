@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dp_train import effects, host, last_values, looking, model_checks
+from dp_train.account import Account
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import choose
 from dp_train.gradients.compiled import fixed_rows
@@ -27,12 +28,13 @@ from dp_train.gradients.objective import (
 from dp_train.gradients.separation import ancestors
 from dp_train.gradients.structures import tensors
 from dp_train.optimizers.dp_optimizer import DPOptimizer
+from dp_train.optimizers.subclasses import check_optimizer
 from dp_train.owing import Owing, owing_of, who_may_look
 from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
-from dp_train.values import Account, Sampling
+from dp_train.values import Sampling
 
 _NO_LIMIT = np.iinfo(np.int64).max
 _who_trains = threading.Lock()
@@ -188,7 +190,7 @@ def adopt_optimizer(model: Any) -> None:
     """One ledger for model and optimizer; what either spent before is kept."""
     optimizer = model.optimizer
     if isinstance(optimizer, DPOptimizer):
-        model._privacy.account.owner.join(optimizer.account.owner)
+        model._privacy.account.owner.join(optimizer._account.owner)
 
 
 def own_weights(model: Any) -> None:
@@ -234,6 +236,7 @@ def check_ready(model: Any) -> None:
             "The model is not compiled. Private training needs a loss and a DP "
             "optimizer. Call model.compile(dp_train.DPAdam(...), loss=...) first."
         )
+    model_checks.check_train_step(model)
     model_checks.check_precision(model, model.optimizer)
     if not isinstance(model.optimizer, DPOptimizer):
         raise NotPrivateError(
@@ -242,6 +245,7 @@ def check_ready(model: Any) -> None:
             "would reveal the data. Compile with dp_train.DPAdam(...) or "
             "dp_train.DPOptimizer(optimizer, ...)."
         )
+    check_optimizer(model.optimizer, DPOptimizer)
     check_strategy(model.distribute_strategy)
     if host.is_trainable_state_changed(model):
         raise NotPrivateError(

@@ -18,7 +18,7 @@ def _fresh_generator() -> np.random.Generator:
     return np.random.Generator(np.random.PCG64DXSM(secrets.randbits(256)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PoissonSampling:
     """Each example enters each batch by its own coin of probability B / N.
 
@@ -90,7 +90,7 @@ class PoissonSampling:
         return generator.choice(self.population, size, replace=False, shuffle=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnverifiedSampling:
     """Batches that somebody else made: a stream, a dataset, one ready-made batch.
 

@@ -187,6 +187,7 @@ def reached_weights(
     """
     ours = [row.rule != bookkeeping.NOT_REACHED for row in rows]
     keras_own: list[bool] = []
+    in_functions: list[str] = []
 
     def trace_ours(rows: Rows) -> tf.Tensor:
         keys = [key[0] for key in objective.example_keys(tf.constant(1))]
@@ -198,6 +199,10 @@ def reached_weights(
 
     def trace_keras_own(rows: Rows) -> tf.Tensor:
         keras_own[:] = objective.reached_by_autodiff(rows)
+        graph = tf.compat.v1.get_default_graph()
+        for v in objective.variables:
+            if any("PartitionedCall" in op.type for op in host.users_of(v, graph)):
+                in_functions.append(v.path)
         return tf.zeros([])
 
     one = map_rows(lambda t: tf.TensorSpec([1, *t.shape[1:]], t.dtype), example)
@@ -213,6 +218,15 @@ def reached_weights(
         )
         if is_keras_own and not is_ours
     ]
+    cached = [path for path in lost if path in in_functions]
+    if cached:
+        raise NotPrivateError(
+            f"Keras would train {', '.join(cached)}, but the weights are read by a "
+            "function under tf.function, as a method of a layer, which was traced "
+            "before. It goes on reading the variables themselves, where each example's "
+            "gradient cannot be found. Call it without tf.function: the training step "
+            "is compiled anyway."
+        )
     if lost:
         raise NotPrivateError(
             f"Keras would train {', '.join(lost)}, but an example's gradient does not "

@@ -127,6 +127,14 @@ def check(
             if op.outputs[0].shape[0] == batch:
                 kinds[id(op.outputs[0])] = Examples(0, 1)
         if op.op_def.is_stateful and op.type not in _SOURCES | _RANDOM:
+            if op.type.startswith("IteratorGetNext"):
+                raise UnsupportedSiteError(
+                    "the batch is taken from its iterator inside the function that "
+                    "makes the step, where it is no input; write "
+                    "tf.function(step)(next(iterator)), as Keras does, instead of a "
+                    "tf.function that calls next",
+                    op,
+                )
             # A queue, a generator, Python: what one example writes others read.
             raise _mixes(op)
         if op.type in _RANDOM and not _is_fresh(op, fresh):

@@ -20,7 +20,9 @@ import tensorflow as tf
 
 from accounting import GaussianEvent, Ledger
 from dp_train import effects, host, last_values, looking
+from dp_train.account import Account
 from dp_train.announcement import announce, delta_of, is_first_trace, steps_of
+from dp_train.clipped_sum import ClippedSum, contents, seal, take
 from dp_train.clipping import check_is_real, check_l2_norm_clip
 from dp_train.errors import NotPrivateError, PrivacyWarning
 from dp_train.gradients.structures import tensors
@@ -36,22 +38,14 @@ from dp_train.optimizers.arguments import (
     checked_target_steps,
 )
 from dp_train.optimizers.drop_in import PlainFits, clipped_sum_in_fit
+from dp_train.optimizers.subclasses import check_class, check_optimizer
 from dp_train.optimizers.target import Target
 from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
-from dp_train.values import Account, ClippedSum, Debtor, Sampling
+from dp_train.values import Debtor, Sampling
 
-_SEE_GRADIENTS = (
-    "apply",
-    "apply_clipped_sum",
-    "apply_gradients",
-    "release",
-    "scale_loss",
-    "stateless_apply",
-)
-"""Methods of a DP optimizer that are given gradients, or a loss, without noise."""
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
 
@@ -112,17 +106,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """A subclass may add arguments; what becomes of gradients stays as it is.
 
         Raises:
-            TypeError: it overrides a method that sees gradients without noise.
+            TypeError: it defines more than a subclass may.
         """
         super().__init_subclass__(**kwargs)
-        for name in _SEE_GRADIENTS:
-            if getattr(cls, name) is not getattr(DPOptimizer, name):
-                raise TypeError(
-                    f"{cls.__name__} overrides {name}, which is given gradients "
-                    "without noise. What it did with them no noise would cover. Write "
-                    "the update as a keras.optimizers.Optimizer and pass it as "
-                    "DPOptimizer(inner, ...): it gets noised gradients."
-                )
+        check_class(cls, DPOptimizer)
 
     l2_norm_clip: Fixed[float] = Fixed()
     target_epsilon: Fixed[float | None] = Fixed()
@@ -165,7 +152,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self._noise_source = noise_source
         self._lazy_noise = self._checked_lazy_noise(lazy_noise)
         self._checked_update: tuple[int, ...] = ()
-        self.account = Account(Owner())
+        self._account = Account(Owner())
         self._sizes = FixedSizes()
         self._samples = Samples(())
         self._fits = PlainFits()
@@ -175,8 +162,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Every release made with this optimizer, or from weights that it moved."""
         if self.built and tf.executing_eagerly():
             weights = host.optimizer_of_build(self)
-            self.account.owner.look(weights, "after the last release")
-        return self.account.ledger
+            self._account.owner.look(weights, "after the last release")
+        return self._account.ledger
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -245,6 +232,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 )
             self.build(list(trainable_variables))
         check_strategy()
+        check_optimizer(self, DPOptimizer)
         _check_is_of_this_step(clipped_sum)
         self._check_update()
         self.release(clipped_sum)
@@ -282,20 +270,22 @@ class DPOptimizer(keras.optimizers.Optimizer):
             TypeError: a gradient is complex.
         """
         variables = host.optimizer_of_build(self)
-        if [id(v) for v in clipped_sum.variables] != [id(v) for v in variables]:
+        others = contents(clipped_sum).variables
+        if [id(v) for v in others] != [id(v) for v in variables]:
             raise NotPrivateError(
                 "The clipped sum belongs to other weights than this optimizer was "
-                f"built for ({len(clipped_sum.variables)} and {len(variables)} "
+                f"built for ({len(others)} and {len(variables)} "
                 "variables). The release would be charged to one model and change "
                 "another. Use one optimizer for each model, and compile again after "
                 "changing `trainable`."
             )
-        bound = clipped_sum.l2_norm_bound
+        release = take(clipped_sum)
+        bound = release.l2_norm_bound
 
         def begin_release(
             noise_source: str, are_as_left: bool, digest: int | None = None
         ) -> float:
-            multiplier, account = self._known_noise_multiplier(), clipped_sum.account
+            multiplier, account = self._known_noise_multiplier(), release.account
             if not are_as_left:
                 account.owner.note_change("between two steps")
             account.charge(
@@ -307,15 +297,15 @@ class DPOptimizer(keras.optimizers.Optimizer):
             last_values.forget(variables)
             return multiplier * bound
 
-        gradients = clipped_sum.take()
+        gradients = release.gradients
         for gradient in gradients:
             check_is_real(gradient)
-        extras = clipped_sum.data_free_gradients
-        is_reached = clipped_sum.is_reached or (True,) * len(gradients)
+        extras = release.data_free_gradients
+        is_reached = release.is_reached or (True,) * len(gradients)
         debtors = [
             debtor if reached else None
             for debtor, reached in zip(
-                clipped_sum.debtors or (None,) * len(gradients), is_reached, strict=True
+                release.debtors or (None,) * len(gradients), is_reached, strict=True
             )
         ]
         if any(debtors) and not self.is_plain_sgd:
@@ -331,13 +321,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
         dtype = tf.float64 if is_wide else tf.float32
         samples = self._samples_beside(debtors)
         known = [samples.are_as_left()]
-        if clipped_sum.digest is not None:
-            known.append(clipped_sum.digest)
+        if release.digest is not None:
+            known.append(release.digest)
         drawn, stddev = draw_noise(
             self.noise_source, shapes, dtype, begin_release, known
         )
         noise = dict(zip(now, drawn, strict=True))
-        divisor = tf.cast(clipped_sum.expected_batch_size, tf.float64)
+        divisor = tf.cast(release.expected_batch_size, tf.float64)
 
         def update() -> None:
             divisors = {g.dtype: tf.cast(divisor, g.dtype) for g in gradients}
@@ -465,27 +455,22 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "sampling_probability, steps)."
             )
         check_strategy()
+        check_optimizer(self, DPOptimizer)
         self._warn_of_missing_noise()
-        if self.account.sampling is None and self.expected_batch_size is not None:
-            self.account.sampling = UnverifiedSampling(self.expected_batch_size)
-        step = clipped_sum_in_fit(
-            variables,
-            self.l2_norm_clip,
-            self.expected_batch_size,
-            self.account,
-            self._sizes,
-        )
+        if self._account.sampling is None and self.expected_batch_size is not None:
+            self._account.sampling = UnverifiedSampling(self.expected_batch_size)
+        step = clipped_sum_in_fit(self, variables, self._sizes)
         self._announce_fit()
         if not self.built:
             self.build(variables)
         with tf.control_dependencies(tensors(step.rows)[:1]):
-            self.release(step.clipped_sum)
+            self.release(seal(step.contents))
         step.check(self)
         self._fits.add(step, self)
 
     def _announce_fit(self) -> None:
         """Says what the fit of a plain model will do, when its step is traced."""
-        fit, sampling = host.running_fit(), self.account.sampling
+        fit, sampling = host.running_fit(), self._account.sampling
         if fit is None or sampling is None or not is_first_trace(fit):
             return
         population = getattr(sampling, "population", None)
@@ -507,7 +492,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 stacklevel=6,
             )
 
-    def sample_by(self, sampling: Sampling) -> None:
+    def _sample_by(self, sampling: Sampling) -> None:
         """From now on plain fit is fed by a loader that draws as `sampling` says.
 
         Called by PoissonLoader.dataset_for.
@@ -524,7 +509,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "expected_batch_size out of the optimizer."
             )
         self._expected_batch_size = size
-        self.account.sampling = sampling
+        self._account.sampling = sampling
         self._sizes = FixedSizes()
 
     # ------------------------------------------------------------------- the budget
@@ -582,12 +567,12 @@ class DPOptimizer(keras.optimizers.Optimizer):
     @host.untracked
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the inner optimizer's variables."""
-        self.account.owner.own(variables)
+        self._account.owner.own(variables)
         self.inner_optimizer.build(variables)
         check_inner(self.inner_optimizer)
         super().build(variables)
         # Momentum tells of the data, too; and a checkpoint may be of it alone.
-        self.account.owner.own(self.variables)
+        self._account.owner.own(self.variables)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -610,10 +595,10 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Writes averaged weights, where the inner optimizer keeps them."""
-        self.account.owner.look(var_list, "in a fit, before averages were written")
+        self._account.owner.look(var_list, "in a fit, before averages were written")
         self.inner_optimizer.finalize_variable_values(var_list)
         last_values.record(var_list)
-        self._fits.end(self.account.owner)
+        self._fits.end(self._account.owner)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """As in the inner optimizer."""
@@ -656,7 +641,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         optimizer = cls.__new__(cls)
         DPOptimizer.__init__(optimizer, inner, **config)
         optimizer._noise_multiplier = calibrated
-        optimizer.account = Account(Owner(ledger))
+        optimizer._account = Account(Owner(ledger))
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
@@ -677,7 +662,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
 def _check_is_of_this_step(clipped_sum: ClippedSum) -> None:
     """Refuses a sum that a traced function or loop would release again and again."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    for gradient in clipped_sum.gradients:
+    for gradient in contents(clipped_sum).gradients:
         if getattr(gradient, "graph", None) is not graph:
             raise NotPrivateError(
                 "The clipped sum was computed outside of the function or loop that "

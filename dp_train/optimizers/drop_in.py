@@ -8,6 +8,7 @@ book-keeping needs. The averaged gradients stay behind as dead code.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +18,7 @@ import tensorflow as tf
 from accounting import Ledger
 from dp_train import effects, host, last_values, looking
 from dp_train.announcement import steps_of
+from dp_train.clipped_sum import Contents
 from dp_train.digests import digest_of
 from dp_train.errors import NotPrivateError
 from dp_train.gradients.bookkeeping import clipped_sum_of_call
@@ -33,7 +35,6 @@ from dp_train.made_up import ROWS
 from dp_train.noise.draw import secret_keys
 from dp_train.owner import Owner
 from dp_train.sizes import FixedSizes
-from dp_train.values import Account, ClippedSum
 
 _FEEDS = frozenset(["IteratorGetNext", "OptionalFromValue", "OptionalHasValue"])
 """Ops by which Keras gets the batch."""
@@ -79,7 +80,7 @@ class StepInFit(NamedTuple):
     """A step of plain fit that is being traced, up to its clipped sum.
 
     Attributes:
-        clipped_sum: to be released.
+        contents: of the release.
         rows: the batch; the charge has to wait for its draw.
         metrics: what metrics write.
         keys: of random layers.
@@ -87,7 +88,7 @@ class StepInFit(NamedTuple):
         start, end: numbers of ops before and after the clipped sum was made.
     """
 
-    clipped_sum: ClippedSum
+    contents: Contents
     rows: Any
     metrics: list[keras.Variable]
     keys: _Keys
@@ -101,22 +102,22 @@ class StepInFit(NamedTuple):
         Raises:
             NotPrivateError: it writes to something else, or reads what metrics wrote.
         """
-        operations, clipped_sum = _graph().get_operations(), self.clipped_sum
-        summed = (clipped_sum.gradients, clipped_sum.data_free_gradients)
+        operations, contents = _graph().get_operations(), self.contents
+        summed = (contents.gradients, contents.data_free_gradients)
         effects.check(
             operations[self.start :],
             what=lambda _: "The loss, the inner optimizer, its rate or a constraint",
             may_write=[
-                *clipped_sum.variables,
+                *contents.variables,
                 *optimizer.variables,
-                *last_values.kept_of(clipped_sum.variables),
+                *last_values.kept_of(contents.variables),
                 self.keys.state,
             ],
             may_not_read=self.metrics,
             readers=ancestors(tensors(summed)) | set(map(id, operations[self.end :])),
         )
-        rows, allowed = self.rows, [*clipped_sum.gradients, clipped_sum.digest]
-        effects.check_free_of(clipped_sum.data_free_gradients, rows)
+        rows, allowed = self.rows, [*contents.gradients, contents.digest]
+        effects.check_free_of(contents.data_free_gradients, rows)
         effects.check_inputs(
             operations[self.end :], rows, allowed=allowed, before=self.end
         )
@@ -172,19 +173,15 @@ class PlainFits:
 
 
 def clipped_sum_in_fit(
+    optimizer: Any,
     variables: Sequence[keras.Variable],
-    l2_norm_clip: float,
-    expected_batch_size: float | None,
-    account: Account,
     sizes: FixedSizes,
 ) -> StepInFit:
     """The clipped sum of the step of a plain model's fit that is being traced.
 
     Args:
+        optimizer: a DP optimizer, which the step applies.
         variables: trainable variables of the model.
-        l2_norm_clip: C > 0.
-        expected_batch_size: public divisor of the noised sum, > 0.
-        account: where the release is charged.
         sizes: those of the first batch.
 
     Raises:
@@ -200,7 +197,8 @@ def clipped_sum_in_fit(
     if step is None:
         _refuse("the gradients do not come from the train_step of Keras")
     model, rows, y_pred = step
-    if expected_batch_size is None:
+    _check_is_alone(model, variables, optimizer)
+    if optimizer.expected_batch_size is None:
         _refuse(
             "expected_batch_size is missing: the noised sum needs a public divisor, "
             "and an optimizer does not see how batches are drawn",
@@ -208,29 +206,29 @@ def clipped_sum_in_fit(
             "(loader.dataset_for(optimizer))",
         )
     check_dense(rows)
-    _check_is_alone(model, variables, account)
     sizes.check(rows)
-    looking.warn_of_adapted_layers(model, account.ledger)
-    _look_at(host.running_fit(), account.ledger)
+    looking.warn_of_adapted_layers(model, optimizer.ledger)
+    _look_at(host.running_fit(), optimizer.ledger)
     metrics = _check_step(model, rows, y_pred)
-    account.owner.own(model.weights)
+    clip = optimizer.l2_norm_clip
+    optimizer._account.owner.own(model.weights)
     start = len(_graph().get_operations())
     objective = Objective(model, variables, [])
     reads = [host.reads_of(v, _graph()) or [_not_read(v)] for v in variables]
     keys = _Keys(host.seed_states(model), _graph())
     try:
         gradients, is_reached = clipped_sum_of_call(
-            objective, rows, y_pred, reads, keys.values, l2_norm_clip
+            objective, rows, y_pred, reads, keys.values, clip
         )
     except UnsupportedSiteError as error:
         _refuse(f"the graph does not show what each example contributes ({error})")
     example = map_rows(_spec_of_some_size, rows)
     host.outside_of_tracing(lambda: check_loss_is_of_one_example(objective, example))
-    clipped_sum = ClippedSum(
+    contents = Contents(
         gradients=tuple(gradients),
-        l2_norm_bound=l2_norm_clip,
-        expected_batch_size=expected_batch_size,
-        account=account,
+        l2_norm_bound=clip,
+        expected_batch_size=optimizer.expected_batch_size,
+        account=optimizer._account,
         variables=tuple(variables),
         data_free_gradients=tuple(data_free_gradients(model, variables)),
         digest=digest_of(rows),
@@ -238,7 +236,7 @@ def clipped_sum_in_fit(
     )
     end = len(_graph().get_operations())
     keys.renew()
-    return StepInFit(clipped_sum, rows, metrics, keys, model, start, end)
+    return StepInFit(contents, rows, metrics, keys, model, start, end)
 
 
 def _look_at(fit: dict[str, Any] | None, ledger: Ledger) -> None:
@@ -268,16 +266,24 @@ def _not_read(variable: keras.Variable) -> tf.Tensor:
 
 
 def _check_is_alone(
-    model: keras.Model, variables: Sequence[keras.Variable], account: Account
+    model: keras.Model, variables: Sequence[keras.Variable], optimizer: Any
 ) -> None:
     """Refuses to be one of several optimizers: the others see gradients without noise.
 
     Keras asks the optimizer of the model, and nobody else, for all trainable weights.
     """
-    optimizer = model.optimizer
-    if getattr(optimizer, "account", None) is not account:
+    # Whatever it delegates, or a property of the model would answer.
+    found = inspect.getattr_static(model, "optimizer", None)
+    if isinstance(found, keras.optimizers.LossScaleOptimizer):
         _refuse(
-            f"the optimizer of the model is {type(optimizer).__name__}, which hands "
+            "the optimizer of the model is a LossScaleOptimizer, which skips a step "
+            "where a gradient is not finite, and so releases that fact without noise",
+            "compile with the DP optimizer itself and, where a small dtype is wanted, "
+            "the mixed_bfloat16 policy",
+        )
+    if found is not optimizer:
+        _refuse(
+            f"the optimizer of the model is {type(found).__name__}, which hands "
             "the DP optimizer some of the gradients, and what it does with them "
             "otherwise has no noise",
             "compile with the DP optimizer itself; DPOptimizer(inner) takes "
@@ -318,8 +324,8 @@ def _check_step(model: keras.Model, rows: Any, y_pred: Any) -> list[keras.Variab
             if id(op) in forward and op.type not in ("ReadVariableOp", "VariableShape"):
                 _refuse(
                     f"{op.type} ({op.name}) is handed the variable {variable.path} "
-                    "itself, as loops, keras.remat and tf.gather do, and what it reads "
-                    "is not seen"
+                    "itself, as loops, keras.remat, tf.gather and functions under "
+                    "tf.function do, and what it reads is not seen"
                 )
     metrics = [v for m in model.metrics for v in m.variables]
     if any(v is w for v in metrics for w in model.weights):

@@ -201,7 +201,7 @@ def test_a_plain_model_trains_on_augmented_rows():
     drawn = loader.dataset_for(optimizer)
     with drawing([], [3], range(5)):
         model.fit(drawn, verbose=0, shuffle=False)
-    assert optimizer.account.ledger.total == len(loader)
+    assert optimizer.ledger.total == len(loader)
     rows = np.concatenate(
         [x for x, _, w in drawn.as_numpy_iterator() for x in x[w > 0]]
     )

@@ -208,7 +208,7 @@ def test_a_sampling_alone_pays_for_nothing():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     optimizer = dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.0)
     model.compile(optimizer, "sparse_categorical_crossentropy")
-    optimizer.sample_by(dp_train.PoissonLoader(x, y, batch_size=1).sampling)
+    optimizer._sample_by(dp_train.PoissonLoader(x, y, batch_size=1).sampling)
     with pytest.raises(tf.errors.UnknownError, match="nothing\\s+shows"):
         model.fit(x, y, batch_size=60, shuffle=False, verbose=0)
     assert optimizer.ledger.total == 0

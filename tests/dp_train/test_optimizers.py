@@ -11,7 +11,6 @@ from models import compiled, data, loss, sequential
 import dp_train
 from accounting import UnverifiedSamplingEvent
 from dp_train.optimizers import dp_optimizer
-from dp_train.values import ClippedSum
 
 PAIRS = {
     dp_train.DPSGD: keras.optimizers.SGD,
@@ -157,7 +156,7 @@ def test_custom_loop_errors_name_the_fix():
     )
     with pytest.raises(ValueError, match=r"calibrate\.noise_multiplier"):
         target.apply_clipped_sum(clipped, model.trainable_variables)
-    assert isinstance(clipped, ClippedSum)
+    assert isinstance(clipped, dp_train.ClippedSum)
     assert model.privacy_ledger.total == 0
 
 

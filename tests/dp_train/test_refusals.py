@@ -507,3 +507,118 @@ def test_callbacks_that_decide_on_private_figures_warn():
         warnings.simplefilter("error")
         stop = keras.callbacks.EarlyStopping(monitor="val_loss")
         compiled().fit(*data(), validation_data=data(), callbacks=[stop], verbose=0)
+
+
+# ------------------------------------------------------------------ true reasons
+
+
+def test_complex_inputs_are_told_how_to_become_real():
+    inputs = keras.Input((4,), dtype="complex64")
+    outputs = keras.layers.Dense(3)(keras.layers.Lambda(keras.ops.real)(inputs))
+    model = compiled(keras.Model(inputs, outputs))
+    x, y = data()
+    with pytest.raises(
+        dp_train.NotPrivateError, match=r"complex inputs: .*complex64.*two real inputs"
+    ):
+        model.fit(x.astype("complex64"), y, verbose=0)
+
+
+_noise = keras.random.SeedGenerator(3)
+
+
+def _noisy_loss(y_true, y_pred):
+    noise = keras.random.normal(keras.ops.shape(y_pred), seed=_noise)
+    return keras.ops.mean(keras.ops.square(y_pred + noise), -1)
+
+
+@pytest.mark.parametrize("gradients", ["bookkeeping", "vectorized", "loop"])
+def test_a_seed_generator_that_is_nobodys_attribute_is_a_seed(gradients):
+    def sums():
+        keras.utils.set_random_seed(1)
+        _noise.state.assign([1, 2])
+        model = dp_train.make_private(sequential(), gradients=gradients)
+        model.compile(loss=_noisy_loss)
+        x, y = (np.repeat(a[:1], 4, 0) for a in data())
+        singles = [
+            dp_train.clipped_gradients(model, x[:n], y[:n], l2_norm_clip=1e6)
+            for n in (1, 4)
+        ]
+        return [c.gradients[-1].numpy() for c in singles]
+
+    one, four = sums()
+    assert not np.allclose(4 * one, four)  # each example has noise of its own
+    assert not np.allclose(one, sums()[0])  # which no seed decides
+
+
+def test_a_plain_model_says_where_a_seed_generator_belongs():
+    model, optimizer = sequential(), dp_sgd()
+    model.compile(optimizer, loss=_noisy_loss)
+    batches = dp_train.PoissonLoader(*data(), batch_size=20).dataset_for(optimizer)
+    with pytest.raises(dp_train.NotPrivateError, match="SeedGenerator that is an att"):
+        model.fit(batches, shuffle=False, verbose=0)
+
+
+def test_a_loss_scale_around_a_dp_optimizer_is_refused_for_what_it_does():
+    model, optimizer = sequential(), dp_sgd()
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer), loss="mse")
+    with pytest.raises(
+        dp_train.NotPrivateError,
+        match=r"LossScaleOptimizer, which skips.*Compile with the DP.*mixed_bfloat16",
+    ):
+        model.fit(*data(), verbose=0)
+
+
+class StepWithNext(keras.Sequential):
+    """Takes the batch from its iterator where the step is made."""
+
+    def make_train_function(self, force=False):
+        @tf.function(autograph=False)
+        def step(iterator):
+            return self.train_step(next(iterator))
+
+        self.train_function = step
+        return step
+
+
+@pytest.mark.parametrize("is_private", [False, True])
+def test_a_step_that_takes_its_batch_itself_is_told_of_it(is_private):
+    layers = [keras.Input((4,)), keras.layers.Dense(3)]
+    model, optimizer = StepWithNext(layers), dp_sgd()
+    if is_private:
+        model = dp_train.make_private(model)
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    loader = dp_train.PoissonLoader(*data(), batch_size=20)
+    with pytest.raises(
+        dp_train.NotPrivateError,
+        match=r"taken from its iterator inside.*tf\.function\(step\)\(next\(iterator",
+    ):
+        batches = loader if is_private else loader.dataset_for(optimizer)
+        model.fit(batches, shuffle=False, verbose=0)
+
+
+class TracedMethod(keras.layers.Layer):
+    """Has a method that is traced once."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4))
+
+    @tf.function
+    def product(self, x):
+        return x @ self.kernel
+
+    def call(self, x):
+        return self.product(x)
+
+
+def test_a_method_that_is_traced_by_itself_is_named_as_such():
+    layers = [keras.Input((4,)), TracedMethod(), keras.layers.Dense(3)]
+    model = compiled(keras.Sequential(layers))
+    with pytest.raises(
+        dp_train.NotPrivateError, match=r"traced_method/.*tf\.function.*Call it without"
+    ):
+        model.fit(*data(), verbose=0)
+    plain, optimizer = keras.Sequential(layers), dp_sgd()
+    plain.compile(optimizer, "sparse_categorical_crossentropy")
+    batches = dp_train.PoissonLoader(*data(), batch_size=20).dataset_for(optimizer)
+    with pytest.raises(dp_train.NotPrivateError, match=r"functions under tf\.function"):
+        plain.fit(batches, shuffle=False, verbose=0)

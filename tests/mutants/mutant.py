@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from dp_train import effects
+from dp_train import clipped_sum, effects
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Mutant:
     plant: Callable[[], AbstractContextManager[Any]]
     caught_by: str
     caught_as: str
+
+
+def resealed(given: clipped_sum.ClippedSum, **changes: Any) -> clipped_sum.ClippedSum:
+    """The clipped sum with other contents, as only code of the library can make it."""
+    contents = clipped_sum.contents(given)
+    return clipped_sum.seal(dataclasses.replace(contents, **changes))
 
 
 def without_checks_of_inputs() -> AbstractContextManager[Any]:

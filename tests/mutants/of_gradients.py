@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ from dp_train.gradients.objective import Objective
 from dp_train.gradients.structures import accumulate, map_rows, row_count
 from dp_train.kernels import factored
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from tests.mutants.mutant import Mutant, without_checks_of_inputs
+from tests.mutants.mutant import Mutant, resealed, without_checks_of_inputs
 
 _sum_clipped = clipping.sum_clipped
 
@@ -130,7 +129,7 @@ def regularizer_averaged() -> Any:
             None if g is None else g / tf.cast(clipped.expected_batch_size, g.dtype)
             for g in clipped.data_free_gradients
         ]
-        clipped = dataclasses.replace(clipped, data_free_gradients=tuple(extras))
+        clipped = resealed(clipped, data_free_gradients=tuple(extras))
         apply(self, clipped, *rest)
 
     return mock.patch.object(DPOptimizer, "release", averaging)
@@ -146,7 +145,7 @@ def divisor_of_actual_rows() -> Iterator[None]:
         return clipped_sum(engine, objective, rows, *rest)
 
     def dividing(self: Any, clipped: Any, *rest: Any) -> None:
-        clipped = dataclasses.replace(clipped, expected_batch_size=seen[0])
+        clipped = resealed(clipped, expected_batch_size=seen[0])
         apply(self, clipped, *rest)
 
     with (

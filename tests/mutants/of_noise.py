@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import types
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from dp_train.gradients.structures import row_count
 from dp_train.noise import ahead, device, secure
 from dp_train.optimizers import dp_optimizer
 from dp_train.optimizers.dp_optimizer import DPOptimizer
-from tests.mutants.mutant import Mutant, without_checks_of_inputs
+from tests.mutants.mutant import Mutant, resealed, without_checks_of_inputs
 
 _draw_noise = dp_optimizer.draw_noise
 _normals = ahead.DrawnAhead.normals
@@ -65,7 +64,7 @@ def divided_by_batch_size() -> Iterator[None]:
 
 
 def without_clip() -> Any:
-    return _applying(lambda clipped: dataclasses.replace(clipped, l2_norm_bound=1.0))
+    return _applying(lambda clipped: resealed(clipped, l2_norm_bound=1.0))
 
 
 def two_percent_low() -> Any:

@@ -19,6 +19,7 @@ from tests.batteries import (
     refused,
     releases,
     sampler,
+    sealed,
     sensitivity,
     steering,
     threads,
@@ -32,6 +33,7 @@ from tests.mutants import (
     of_noise,
     of_owed_noise,
     of_records,
+    of_seals,
     of_weights,
 )
 from tests.mutants.mutant import Mutant
@@ -161,6 +163,27 @@ BATTERIES: dict[str, Callable[[], None]] = {
     "one optimizer": lambda: (
         refused.assert_no_weight_is_trained_beside_the_dp_optimizer("the first layer")
     ),
+    "seals: sampling": lambda: sealed.assert_releases_are_charged_by_own_samplings_only(
+        "sampling of the optimizer"
+    ),
+    "seals: draws": lambda: sealed.assert_releases_are_charged_by_own_samplings_only(
+        "draws of more rows"
+    ),
+    "seals: clipped sum": lambda: sealed.assert_a_clipped_sum_cannot_be_changed(
+        "memory"
+    ),
+    "seals: clipped sum again": lambda: sealed.assert_a_clipped_sum_cannot_be_changed(
+        "used again"
+    ),
+    "seals: optimizer": lambda: sealed.assert_gradients_meet_only_own_methods(
+        "delegating"
+    ),
+    "seals: subclass": lambda: sealed.assert_gradients_meet_only_own_methods(
+        "clip as a property"
+    ),
+    "seals: late method": lambda: sealed.assert_gradients_meet_only_own_methods(
+        "method of the class"
+    ),
     "complex weights": lambda: refused.assert_complex_weights_are_refused("vectorized"),
     "ledger: budget": lambda: releases.assert_the_budget_holds(4),
     "ledger: events": releases.assert_the_events_say_how_batches_were_drawn,
@@ -173,5 +196,6 @@ MUTANTS: dict[str, Mutant] = {
     **of_noise.MUTANTS,
     **of_owed_noise.MUTANTS,
     **of_records.MUTANTS,
+    **of_seals.MUTANTS,
     **of_weights.MUTANTS,
 }

@@ -12,6 +12,7 @@ from tests.mutants import (
     of_noise,
     of_owed_noise,
     of_records,
+    of_seals,
     of_weights,
 )
 from tests.mutants.registry import BATTERIES, MUTANTS
@@ -47,6 +48,7 @@ def test_names_are_unique_and_sentences_are_whole():
         of_noise,
         of_owed_noise,
         of_records,
+        of_seals,
         of_weights,
     ]
     parts = [module.MUTANTS for module in modules]
