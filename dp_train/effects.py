@@ -219,7 +219,9 @@ def _of_draw(what: str, effect: host.Effect) -> NotPrivateError:
 
 def _of_other(what: str, effect: host.Effect) -> NotPrivateError:
     is_host_call = "PyFunc" in effect.type
-    hidden = "runs Python code" if is_host_call else "runs an op that keeps a state"
+    hidden = (
+        "runs Python code" if is_host_call else "runs an op that does not only compute"
+    )
     return NotPrivateError(
         f"{what} {hidden} ({effect.type}, {effect.name}). What it does with the "
         "examples, or keeps of them, is hidden from the clip and from the noise. Write "

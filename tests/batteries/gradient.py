@@ -12,6 +12,7 @@ from tests.batteries import reference
 from tests.batteries.cases import CASES, Case, Rows, precision
 from tests.batteries.training import (
     LEARNING_RATE,
+    behind_dropout,
     private,
     released_sum,
     weight_change,
@@ -221,19 +222,7 @@ def assert_random_layers_draw_per_example_and_step(
     2^-448, and two equal steps have one below 2^-100.
     """
     features, count = 64, 8
-    model = keras.Sequential(
-        [
-            keras.Input((features,)),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(1, use_bias=False),
-        ]
-    )
-    model = private(
-        model,
-        engine=engine,
-        loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1),
-        **compile_arguments,
-    )
+    model = behind_dropout(features, engine, **compile_arguments)
     x, y = np.ones((count, features), np.float32), np.zeros((count, 1), np.float32)
     sums = [
         np.asarray(

@@ -16,7 +16,7 @@ from scipy import stats
 
 import dp_train
 from dp_train.noise.draw import replaced_host_source
-from tests.batteries.training import private
+from tests.batteries.training import behind_dropout
 
 FEATURES, EXAMPLES = 1024, 8
 FALSE_ALARM = 1e-6
@@ -51,19 +51,7 @@ def kept_counts(engine: str, weights: Any, **options: Any) -> Any:
         weights: [n] 1 for an example, 0 for one whose own gradient is 0.
         options: of the model.
     """
-    model = keras.Sequential(
-        [
-            keras.Input((FEATURES,)),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(1, use_bias=False),
-        ]
-    )
-    model = private(
-        model,
-        engine=engine,
-        loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1),
-        **options,
-    )
+    model = behind_dropout(FEATURES, engine, **options)
     weights = np.asarray(weights, np.float32)
     x = np.ones((len(weights), FEATURES), np.float32)
     y = np.zeros((len(weights), 1), np.float32)

@@ -74,6 +74,23 @@ def private(
     return model
 
 
+def behind_dropout(features: int, engine: str, **options: Any) -> Any:
+    """A private model whose loss is a weighted sum of features behind Dropout."""
+    model = keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(1, use_bias=False),
+        ]
+    )
+    return private(
+        model,
+        engine=engine,
+        loss=lambda y_true, y_pred: keras.ops.sum(y_pred, -1),
+        **options,
+    )
+
+
 def weight_change(model: Any, step: Callable[[], Any]) -> list[np.ndarray[Any, Any]]:
     """Change of each trainable weight in float64; the weights are put back after."""
     before = model.get_weights()
