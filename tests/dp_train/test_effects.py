@@ -159,9 +159,7 @@ def test_an_op_that_is_not_known_is_refused():
         tf.raw_ops.Timestamp()
         return x
 
-    with pytest.raises(
-        NotPrivateError, match="not only compute .Timestamp"
-    ):
+    with pytest.raises(NotPrivateError, match="not only compute .Timestamp"):
         check(of(step, ROWS))
 
 
