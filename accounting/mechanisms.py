@@ -57,6 +57,28 @@ FREE = SampledGaussian(0.0, 0.0)
 UNPROTECTED = SampledGaussian(1.0, 0.0)
 
 
+def without_sampling(event: Event, relation: NeighboringRelation) -> Event:
+    """The release if the adversary knows which examples are in which batch.
+
+    Args:
+        event: any; what has no sampling stays as it is.
+        relation: neighbouring relation.
+    """
+    match event:
+        case TruncatedPoissonSampledEvent(event=GaussianEvent(noise)):
+            # An example that is added may take the place of one that points away.
+            is_added = relation is NeighboringRelation.ADD_OR_REMOVE_ONE
+            return GaussianEvent(noise / 2 if is_added else noise)
+        case (
+            PoissonSampledEvent(event=inner)
+            | FixedSizeSampledEvent(event=inner)
+            | TruncatedPoissonSampledEvent(event=inner)
+            | RandomAllocationEvent(event=inner)
+        ):
+            return inner
+    return event
+
+
 def mechanism_of(
     event: Event, accountant: str, relation: NeighboringRelation
 ) -> Mechanism:

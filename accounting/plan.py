@@ -214,7 +214,7 @@ def described(solved: Solved) -> dict[str, Any]:
     plan, scheme = solved.plan, solved.plan.scheme
     bounds = solved.bounds(solved.delta)
     whole = plan.make_accountant(plan.relation).compose(
-        scheme.unsampled(solved.noise), solved.steps
+        scheme.unsampled(solved.noise, solved.batch_size, plan.relation), solved.steps
     )
     users = scheme.max_examples_per_user
     return {

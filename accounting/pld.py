@@ -36,6 +36,7 @@ from accounting.mechanisms import (
     SampledGaussian,
     is_unprotected,
     without_failures,
+    without_sampling,
 )
 from accounting.moments import refusal
 from accounting.relations import NeighboringRelation
@@ -440,13 +441,10 @@ def _unamplified(mechanism: Mechanism, relation: NeighboringRelation) -> Mechani
     match mechanism:
         case SampledGaussian(_, noise) | FixedSizeGaussian(_, noise):
             return SampledGaussian(1.0, noise)
-        case RandomAllocationEvent(_, GaussianEvent(noise)):
-            return SampledGaussian(1.0, noise)
-        case TruncatedPoissonSampledEvent(_, GaussianEvent(noise)):
-            # An example that is added may take the place of one that points away.
-            if relation is NeighboringRelation.ADD_OR_REMOVE_ONE:
-                noise /= 2
-            return SampledGaussian(1.0, noise)
+        case RandomAllocationEvent() | TruncatedPoissonSampledEvent():
+            inner = without_sampling(mechanism, relation)
+            if isinstance(inner, GaussianEvent):
+                return SampledGaussian(1.0, inner.noise_multiplier)
     return mechanism
 
 

@@ -24,6 +24,7 @@ from accounting.events import (
 )
 from accounting.filters import RenyiOdometer
 from accounting.ledger import Ledger, Release
+from accounting.mechanisms import without_sampling
 from accounting.promise import Promise
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
@@ -329,7 +330,10 @@ def _comparisons(
 
     found = [
         ("rdp", upper(RdpAccountant, lambda event: event)),
-        ("no_amplification", upper(accountant, _unsampled)),
+        (
+            "no_amplification",
+            upper(accountant, lambda e: without_sampling(e, relation)),
+        ),
     ]
     foregone = [r.foregone for r in ledger.remarks if r.foregone is not None]
     if foregone:
@@ -353,19 +357,6 @@ def _odometer(
     except UnsupportedEventError:
         return None
     return odometer.epsilon
-
-
-def _unsampled(event: Event) -> Event:
-    """The release as if every example took part in it."""
-    match event:
-        case (
-            PoissonSampledEvent(event=inner)
-            | FixedSizeSampledEvent(event=inner)
-            | TruncatedPoissonSampledEvent(event=inner)
-            | RandomAllocationEvent(event=inner)
-        ):
-            return inner
-    return event
 
 
 def package_version() -> str:

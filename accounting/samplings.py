@@ -18,6 +18,8 @@ from accounting.events import (
     UnverifiedSamplingEvent,
     user_level,
 )
+from accounting.mechanisms import without_sampling
+from accounting.relations import NeighboringRelation
 
 SAMPLINGS: Mapping[str, str] = types.MappingProxyType(
     {
@@ -83,9 +85,17 @@ class Scheme:
                 return FixedSizeSampledEvent(self.population, batch_size, gaussian)
             case "balls_in_bins":
                 return RandomAllocationEvent(self.steps_in_a_pass(batch_size), gaussian)
-        return UnverifiedSamplingEvent(self.unsampled(noise))
+        return UnverifiedSamplingEvent(self._of_all(noise))
 
-    def unsampled(self, noise: float) -> GaussianEvent:
+    def unsampled(
+        self, noise: float, batch_size: int, relation: NeighboringRelation
+    ) -> Event:
+        """One release if it is known which examples are in which batch."""
+        if self.name == "truncated_poisson":
+            return without_sampling(self.event(noise, batch_size), relation)
+        return self._of_all(noise)
+
+    def _of_all(self, noise: float) -> GaussianEvent:
         """One release on all examples of one unit.
 
         With k of them in one batch the sum moves by k clip norms. Over a pass the

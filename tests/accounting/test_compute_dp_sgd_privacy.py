@@ -23,6 +23,7 @@ from accounting.plan import PROGRAM
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
 from accounting.relations import NeighboringRelation
+from accounting.report import privacy_report
 from tests.accounting.battery import sampled
 
 GOOD = {
@@ -658,6 +659,22 @@ def test_ledger_of_examples_is_read_for_users(capsys, ledger_file) -> None:
     # Without any sampling three examples move the sum by three clip norms.
     whole = DefaultAccountant().compose(GaussianEvent(1 / 3), 1000).epsilon(1e-5)
     assert result["comparisons"]["no_amplification"] == whole.upper
+
+
+def test_sampling_cut_to_a_size_costs_no_more_than_none_at_all(capsys) -> None:
+    """An example that is added may push another out: twice the distance."""
+    settings = {"N": "100", "batch_size": "100", "noise_multiplier": "2", "steps": "10"}
+    cut = {"sampling": "truncated_poisson", "max_batch_size": "99", "epochs": None}
+    result = answer(capsys, **settings, **cut)
+    whole = result["comparisons"]["every_example_in_every_step"]
+    assert result["epsilon"]["upper"] <= whole
+    ledger = Ledger()
+    event = TruncatedPoissonSampledEvent(1.0, GaussianEvent(2.0), 100, 99)
+    ledger.charge(event, l2_norm_clip=1.0, noise_source="secure", count=10)
+    report = privacy_report(ledger, 1e-5)
+    comparisons = dict(report.comparisons)
+    assert report.epsilon.upper <= comparisons["no_amplification"]
+    assert comparisons["no_amplification"] == pytest.approx(17.73, abs=0.01)
 
 
 def test_ledger_of_dependent_draws_is_refused_for_users(capsys, tmp_path) -> None:
