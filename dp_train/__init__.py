@@ -8,7 +8,7 @@ from dp_train import saved_ledger, testing
 from dp_train.callbacks import BudgetStop, EpsilonLogger
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.loader import PoissonLoader
-from dp_train.model import clipped_gradients, make_private
+from dp_train.model import PrivateModel, clipped_gradients, make_private
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.optimizers.short_names import (
     DPSGD,
@@ -36,6 +36,7 @@ __all__ = [
     "EpsilonLogger",
     "NotPrivateError",
     "PoissonLoader",
+    "PrivateModel",
     "PrivacyWarning",
     "__version__",
     "clipped_gradients",

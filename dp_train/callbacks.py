@@ -17,7 +17,7 @@ from accounting import (
     calibrate,
 )
 from dp_train.errors import NotPrivateError
-from dp_train.model import PrivateTraining
+from dp_train.model import PrivateModel
 from dp_train.model_checks import warn_of_large_delta
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 
@@ -32,13 +32,13 @@ class _PrivacyCallback(keras.callbacks.Callback):
     @property
     def ledger(self) -> Ledger:
         """Every release made so far."""
-        if isinstance(self.model, PrivateTraining):
+        if isinstance(self.model, PrivateModel):
             return self.model.privacy_ledger
         return self.model.optimizer._account.ledger
 
     def set_model(self, model: Any) -> None:
         """Refuses models without a ledger."""
-        is_private = isinstance(model, PrivateTraining) or (
+        is_private = isinstance(model, PrivateModel) or (
             self.reads_only and isinstance(model.optimizer, DPOptimizer)
         )
         if not is_private:
@@ -102,7 +102,7 @@ class EpsilonLogger(_PrivacyCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Opens the event file."""
-        if isinstance(self.model, PrivateTraining):
+        if isinstance(self.model, PrivateModel):
             population = self.model._privacy.population
         else:
             sampling = self.model.optimizer._account.sampling

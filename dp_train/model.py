@@ -69,7 +69,7 @@ def make_private(
     *,
     gradients: str = "auto",
     microbatch_size: int | str = "auto",
-) -> Any:
+) -> PrivateModel:
     """Turns a Keras model, in place, into one that trains with differential privacy.
 
     Weights, summary, predict, evaluate, save and callbacks stay as they were. Compile
@@ -101,7 +101,7 @@ def make_private(
         ...     dp_train.DPSGD(0.1, l2_norm_clip=1.0, noise_multiplier=1.1), loss="mse"
         ... )
     """
-    if isinstance(model, PrivateTraining):
+    if isinstance(model, PrivateModel):
         model._privacy.set_options(gradients, microbatch_size)
         model.train_function = None
         return model
@@ -124,7 +124,7 @@ def _private_class(base: type) -> type:
     if base not in _private_classes:
         private = type(
             base.__name__,
-            (PrivateTraining, base),
+            (PrivateModel, base),
             {"__module__": base.__module__, "__qualname__": base.__qualname__},
         )
         host.alias_registration(private, base)
@@ -136,8 +136,11 @@ def _private_class(base: type) -> type:
 _Mixin: Any = keras.Model if TYPE_CHECKING else object
 
 
-class PrivateTraining(_Mixin):
-    """The private training step and its way into fit; mixed into the model's class."""
+class PrivateModel(_Mixin):
+    """A Keras model that trains with differential privacy; `make_private` makes it.
+
+    What it returns is of this class and of the model's own.
+    """
 
     def _start(self, state: PrivacyState) -> PrivacyState:
         """Puts the state where Keras does not track, save or restore it."""
@@ -544,7 +547,7 @@ class PrivateTraining(_Mixin):
 
 
 def _copied(file: Any, gradients: str, microbatch_size: int | str) -> Any:
-    """The private model that PrivateTraining.__reduce__ wrote."""
+    """The private model that PrivateModel.__reduce__ wrote."""
     model = host_files.model_of_pickle(file)
     return make_private(model, gradients=gradients, microbatch_size=microbatch_size)
 
@@ -596,7 +599,7 @@ def clipped_gradients(
         ValueError: l2_norm_clip is not positive and finite, or the number of rows is
             unknown while tracing.
     """
-    if not isinstance(model, PrivateTraining):
+    if not isinstance(model, PrivateModel):
         raise NotPrivateError(
             f"{type(model).__name__} is a plain Keras model. Releases are charged to "
             "the ledger of a private model. Call model = dp_train.make_private(model)."

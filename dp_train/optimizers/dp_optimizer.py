@@ -66,7 +66,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     that Keras hands them were averaged before anybody clipped them.
 
     Args:
-        inner: a Keras optimizer, or its name.
+        inner_optimizer: a Keras optimizer, or its name.
         l2_norm_clip: C > 0; each example's gradient is scaled to l2 norm at most C.
         noise_multiplier: standard deviation of the noise as a multiple of C, >= 0.
             0 clips without noise: epsilon is infinity, and a warning says so.
@@ -121,7 +121,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        inner: str | keras.optimizers.Optimizer,
+        inner_optimizer: str | keras.optimizers.Optimizer,
         *,
         l2_norm_clip: float,
         noise_multiplier: float | None = None,
@@ -135,7 +135,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
         # The name that Keras gives to wrapped optimizers: SwapEMAWeights looks for it.
-        self.inner_optimizer = checked_inner(inner)
+        self.inner_optimizer = checked_inner(inner_optimizer)
         self._l2_norm_clip = check_l2_norm_clip(l2_norm_clip)
         self._target_epsilon, self._target_delta = checked_target(
             noise_multiplier, target_epsilon, target_delta
@@ -612,7 +612,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
             # Keras prints the config where it does not know the class.
             "to_load": "import dp_train before load_model, or compile=False",
             "name": self.name,
-            "inner": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "inner_optimizer": keras.saving.serialize_keras_object(
+                self.inner_optimizer
+            ),
             "l2_norm_clip": self.l2_norm_clip,
             "noise_multiplier": self.noise_multiplier,
             "target_epsilon": self.target_epsilon,
@@ -632,7 +634,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         config = dict(config)
         config.pop("to_load", None)
         inner = keras.saving.deserialize_keras_object(
-            config.pop("inner"), custom_objects=custom_objects
+            config.pop("inner_optimizer"), custom_objects=custom_objects
         )
         ledger = Ledger.from_json(config.pop("ledger"))
         calibrated = config.get("noise_multiplier")

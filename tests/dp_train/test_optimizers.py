@@ -31,7 +31,7 @@ def test_without_noise_and_clipping_training_equals_plain_keras(ours, inner):
     ):
         keras.utils.set_random_seed(0)
         model = make()
-        if isinstance(model, dp_train.model.PrivateTraining):
+        if isinstance(model, dp_train.model.PrivateModel):
             model.compile(ours(0.01, l2_norm_clip=1e6, noise_multiplier=1e-12), loss())
         else:
             model.compile(inner(0.01), loss())

@@ -14,7 +14,7 @@ from accounting import GaussianEvent, Ledger, PoissonSampledEvent
 from dp_train import digests, sampling, values
 from dp_train.batches import UsedDraw
 from dp_train.draws import Draws
-from dp_train.model import PrivateTraining
+from dp_train.model import PrivateModel
 from dp_train.optimizers.dp_optimizer import DPOptimizer
 from dp_train.private_state import PrivacyState
 from dp_train.sampling import PoissonSampling, UnverifiedSampling
@@ -206,8 +206,8 @@ def batches_not_numbered() -> Any:
 
 
 def two_fits_at_once() -> Any:
-    fit: Any = PrivateTraining.fit
-    return mock.patch.object(PrivateTraining, "fit", fit.__wrapped__)
+    fit: Any = PrivateModel.fit
+    return mock.patch.object(PrivateModel, "fit", fit.__wrapped__)
 
 
 MUTANTS = {
