@@ -118,7 +118,7 @@ def error(case: Any, engine: str, floatx: str) -> dict[str, Any]:
 
     def clipped(model: Any, rows: slice, clip: float) -> list[Any]:
         found = dp_train.clipped_gradients(model, x[rows], y[rows], l2_norm_clip=clip)
-        return [np.asarray(g, np.float64) for g in found.take()]
+        return [np.asarray(g, np.float64) for g in found.gradients]
 
     def norm(gradients: list[Any]) -> float:
         return float(np.sqrt(sum(np.sum(g**2) for g in gradients)))

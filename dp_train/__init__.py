@@ -1,11 +1,11 @@
 """Differentially private training for Keras 3: the public names."""
 
-from dp_train.clipped_sum import ClippedSum
 from dp_train.own_accounting import __version__
 
 # isort: split
 from dp_train import saved_ledger, testing
 from dp_train.callbacks import BudgetStop, EpsilonLogger
+from dp_train.clipped_sum import ClippedSum
 from dp_train.errors import BudgetSpentError, NotPrivateError, PrivacyWarning
 from dp_train.loader import PoissonLoader
 from dp_train.model import PrivateModel, clipped_gradients, make_private

@@ -100,6 +100,11 @@ class Account:
                 "exceed the budget. Lower the noise between two fits."
             )
         self.sampling.pay(digest)
+        if isinstance(self.sampling, UsedDraw) and self.sampling.are_others_left_out:
+            self.ledger.remark(
+                "chosen_by_looking",
+                "batches of another loader of the same examples were not released",
+            )
         self.owner.charge(
             self.sampling.event(GaussianEvent(noise_multiplier)),
             l2_norm_clip=l2_norm_clip,

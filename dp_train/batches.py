@@ -42,6 +42,11 @@ class UsedDraw:
         event: Event = self._draws.event(release)
         return event
 
+    @property
+    def are_others_left_out(self) -> bool:
+        """Whether draws of the same examples by other loaders were not released."""
+        return bool(self._draws.are_others_left_out)
+
     def pay(self, digest: int | None) -> None:
         """Uses up the draw; its rows were compared when they were taken.
 

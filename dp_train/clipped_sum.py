@@ -36,6 +36,9 @@ class Contents:
         is_reached: for each variable, whether an example's gradient can be other than
             0 there; a fact of the traced step, never of the data. Others are no part of
             the release: they get no noise either. () for all.
+        fixed: other variables that the sum depends on: frozen weights.
+        are_tables_as_left: whether the tables of debtors were as the last release left
+            them, when the step began; None where there are none.
         debtors: for each variable whose noise is drawn only when it is read, who does
             that; the gradient then is an IndexedSlices. None elsewhere, () for nowhere.
     """
@@ -49,6 +52,8 @@ class Contents:
     debtors: tuple[Debtor | None, ...] = ()
     digest: tf.Tensor | None = None
     is_reached: tuple[bool, ...] = ()
+    fixed: tuple[keras.Variable, ...] = ()
+    are_tables_as_left: tf.Tensor | None = None
 
 
 @final

@@ -45,6 +45,7 @@ class Draw:
         source: digest of the examples as they were when the line began.
         digest: of the rows that pay; None while they are augmented.
         number: a name of its own.
+        is_handed_out: to a loop, which may look at it.
     """
 
     indices: IntArray
@@ -52,6 +53,14 @@ class Draw:
     source: int
     digest: int | None
     number: int
+    is_handed_out: bool = False
+
+
+_in_hand: collections.Counter[int] = collections.Counter()
+"""By digest of all examples, how many draws loops were handed and did not release.
+
+Whoever makes a loader for each look, or copies one, leaves them behind.
+"""
 
 
 @final
@@ -71,6 +80,8 @@ class Draws:
         "_digests",
         "_fewest",
         "_has_ended",
+        "_in_hand",
+        "_key",
         "_lock",
         "_next",
         "_of_zeros",
@@ -93,7 +104,8 @@ class Draws:
         self._copies = copies
         self._unused: collections.deque[Draw] = collections.deque()
         self._released = self._next = 0
-        self._has_ended = False
+        self._has_ended, self._in_hand = False, 0
+        self._key = _wrapped(int(np.sum(self._digests)))
         self._lock = threading.Lock()
 
     @property
@@ -121,7 +133,11 @@ class Draws:
         """So many draws in their order, behind the last iteration if that ended."""
         start, self._has_ended = self._begin(self._has_ended), False
         for i in range(steps):
-            yield self._at(start + i)[1]
+            draw = self._at(start + i)[1]
+            if not draw.is_handed_out:
+                draw.is_handed_out = True
+                self._count(1)
+            yield draw
         self._has_ended = True
 
     def dataset(self, steps: int) -> tf.data.Dataset:
@@ -243,8 +259,18 @@ class Draws:
                     "on the loader's batches begin with a new loader, or with "
                     "loader.dataset_for(optimizer)."
                 )
-            self._unused.popleft()
+            if self._unused.popleft().is_handed_out:
+                self._count(-1)
             self._released += 1
+
+    def _count(self, more: int) -> None:
+        self._in_hand += more
+        _in_hand[self._key] += more
+
+    @property
+    def are_others_left_out(self) -> bool:
+        """Whether loops hold unreleased draws of the same examples by other loaders."""
+        return _in_hand[self._key] > self._in_hand
 
 
 def settle(draw: Draw, digest: int, source: int) -> None:

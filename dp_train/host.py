@@ -378,6 +378,13 @@ def effects(operations: Iterable[tf.Operation]) -> Iterator[Effect]:
         yield from _effects_of_node(op, op.node_def, handles, True)
 
 
+def stored_rows(variable: keras.Variable, rows: Any) -> tf.Tensor:
+    """Some rows of what is kept, as stored_value."""
+    return tf.raw_ops.ResourceGather(
+        resource=handle_of(variable), indices=rows, dtype=variable._value.dtype
+    )
+
+
 class State(NamedTuple):
     """A variable or table that a step reads.
 

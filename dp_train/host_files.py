@@ -135,15 +135,19 @@ class _Beside(data_structures.TrackableDataStructure):
 
 
 def keep_in_checkpoints(
-    written: Callable[[Any], bytes | None], read: Callable[[Any, bytes], None]
+    written: Callable[[Any], bytes | None],
+    read: Callable[[Any, bytes], None],
+    restored: Callable[[Any], None],
 ) -> None:
     """From now on a tf.train.Checkpoint holds something beside each weight.
 
     Args:
         written: what goes beside a variable; None for nothing.
         read: a variable, and what was found beside it.
+        restored: a variable whose value was read, before or after.
     """
     kind: Any = core.Variable
+    restore = kind._restore_from_tensors
     children, lookup = kind._trackable_children, kind._lookup_dependency
 
     def beside(variable: Any) -> _Beside:
@@ -165,6 +169,13 @@ def keep_in_checkpoints(
     def lookup_dependency(self: Any, name: str, *args: Any) -> Any:
         return beside(self) if name == _GROUP else lookup(self, name, *args)
 
+    def restore_from_tensors(self: Any, tensors: dict[str, tf.Tensor]) -> Any:
+        result = restore(self, tensors)
+        if tf.executing_eagerly():
+            restored(self)
+        return result
+
+    kind._restore_from_tensors = restore_from_tensors
     kind._trackable_children = trackable_children
     kind._lookup_dependency = lookup_dependency
 

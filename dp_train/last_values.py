@@ -49,6 +49,11 @@ class _Sample:
 
 
 def _numbers(weight: keras.Variable, places: Any) -> tf.Tensor:
+    if places is not None and len(weight.shape) == 2:
+        # Of a table that is read whole its update would make a copy.
+        rows, columns = np.divmod(places, weight.shape[1])
+        found = host.stored_rows(weight, rows)
+        return tf.gather_nd(found, np.stack([np.arange(len(rows)), columns], 1))
     flat = tf.reshape(host.stored_value(weight), [-1])
     return flat if places is None else tf.gather(flat, places)
 
@@ -70,9 +75,11 @@ def _is_same(pairs: Iterable[tuple[tf.Tensor, tf.Tensor]]) -> tf.Tensor:
             found.append(t)
     same = tf.constant(True)
     for dtype, columns in by_type.items():
-        bits = {2: tf.int16, 4: tf.int32, 8: tf.int64}[dtype.size]
-        one, other = (tf.bitcast(tf.concat(c, 0), bits) for c in columns)
-        same = tf.logical_and(same, tf.reduce_all(one == other))
+        one, other = (tf.concat(column, 0) for column in columns)
+        if dtype.is_floating:
+            bits = {2: tf.int16, 4: tf.int32, 8: tf.int64}[dtype.size]
+            one, other = tf.bitcast(one, bits), tf.bitcast(other, bits)
+        same = tf.logical_and(same, tf.reduce_all(tf.equal(one, other)))
     return same
 
 
@@ -80,15 +87,18 @@ class Samples:
     """The samples of some weights, for the release that moves them.
 
     Args:
-        weights: all real, built.
+        weights: that it moves; built.
+        fixed: weights that it reads, and nothing moves.
 
     Attributes:
-        weights: as given.
+        weights, fixed: as given.
     """
 
-    def __init__(self, weights: Sequence[keras.Variable]) -> None:
-        self.weights = tuple(weights)
-        for weight in weights:
+    def __init__(
+        self, weights: Sequence[keras.Variable], fixed: Sequence[keras.Variable] = ()
+    ) -> None:
+        self.weights, self.fixed = tuple(weights), tuple(fixed)
+        for weight in (*weights, *fixed):
             _sample_of(weight)
 
     def are_as_left(self) -> tf.Tensor:
@@ -111,7 +121,7 @@ class Samples:
         return tf.function(self._take, autograph=False).get_concrete_function()
 
     def _compare(self) -> tf.Tensor:
-        samples = [(w, _sample_of(w)) for w in self.weights]
+        samples = [(w, _sample_of(w)) for w in (*self.weights, *self.fixed)]
         return _is_same((_numbers(w, s.places), s.kept.value()) for w, s in samples)
 
     def _take(self) -> None:
@@ -133,8 +143,11 @@ def record(weights: Iterable[keras.Variable]) -> None:
 
 
 def record_unknown(weights: Iterable[keras.Variable]) -> None:
-    """Keeps the values of weights of which nothing is known."""
-    record(w for w in weights if _DIGEST not in vars(w))
+    """Keeps the values of weights of which nothing is known; with samples for steps."""
+    for weight in weights:
+        if _DIGEST not in vars(weight):
+            record([weight])
+        _sample_of(weight)
 
 
 def leave(weights: Iterable[keras.Variable]) -> None:
@@ -147,21 +160,22 @@ def leave(weights: Iterable[keras.Variable]) -> None:
 
 
 def expect(weight: keras.Variable, known: bytes) -> None:
-    """A file is about to be read into the weight; it had this digest."""
+    """A file is about to be read into the weight, or was; it had this digest."""
     vars(weight)[_DIGEST] = known
-    vars(weight).pop(_SAMPLE, None)
+    was_read(weight)
+
+
+def was_read(weight: keras.Variable) -> None:
+    """A file may have been read into the weight, as it was expected."""
+    known = vars(weight)
+    if _DIGEST in known and _SAMPLE in known and known[_DIGEST] == digest(weight):
+        _sample_of(weight).leave(weight)
 
 
 def forget(weights: Iterable[keras.Variable]) -> None:
     """A release moves the weights: digests are those of the time before."""
     for weight in weights:
         vars(weight).pop(_DIGEST, None)
-
-
-def forget_samples(weights: Iterable[keras.Variable]) -> None:
-    """The weights are moved between releases by what is part of them."""
-    for weight in weights:
-        vars(weight).pop(_SAMPLE, None)
 
 
 def are_as_left(weights: Iterable[keras.Variable], with_samples: bool = True) -> bool:

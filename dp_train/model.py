@@ -35,6 +35,7 @@ from dp_train.gradients.structures import (
     tensors,
 )
 from dp_train.kernels.contribution import UnsupportedSiteError
+from dp_train.last_values import Samples
 from dp_train.loader import (
     check_not_augmented,
     is_batched,
@@ -231,6 +232,9 @@ class PrivateModel(_Mixin):
         rows = tf.where(may_release, row_count((x, y, sample_weight)), 0)
         x, y, sample_weight = map_rows(lambda t: t[:rows], (x, y, sample_weight))
         optimizer = self.optimizer
+        tables = [t.layer.embeddings for t in state.owing.tables]
+        # What they owe is paid where the step reads them.
+        are_tables_as_left = Samples(tables).are_as_left() if tables else None
         check_optimizer(optimizer, DPOptimizer)
         clip = optimizer.l2_norm_clip
         try:
@@ -255,6 +259,8 @@ class PrivateModel(_Mixin):
             debtors=state.owing.debtors,
             digest=digest,
             is_reached=state.plan.is_reached,
+            fixed=tuple(self.non_trainable_weights),
+            are_tables_as_left=are_tables_as_left,
         )
 
         def release() -> tf.Tensor:
@@ -645,6 +651,7 @@ def clipped_gradients(
         variables=tuple(model.trainable_variables),
         data_free_gradients=tuple(data_free),
         is_reached=model._privacy.plan.is_reached,
+        fixed=tuple(model.non_trainable_weights),
     )
     return seal(contents)
 

@@ -21,7 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dp_train import host
+from dp_train import host, last_values
 from dp_train.errors import NotPrivateError
 from dp_train.gradients import bookkeeping, choose
 from dp_train.gradients.copies import for_metrics
@@ -30,6 +30,7 @@ from dp_train.gradients.structures import map_rows, row_count
 from dp_train.gradients.tables import Table
 from dp_train.kernels.contribution import UnsupportedSiteError
 from dp_train.noise.owed import OwedNoise
+from dp_train.owner import owner_of
 
 FEWEST = 1 << 19
 """Numbers of a table from which it owes: the noise of smaller ones is cheaper at once.
@@ -98,7 +99,7 @@ class Owing:
         with self._lock:
             for debtor in self.debtors:
                 if debtor is not None:
-                    debtor.settle()
+                    _settle(debtor)
 
     def before_look(self) -> None:
         """Settles for somebody who is about to read a table.
@@ -165,6 +166,15 @@ class Owing:
             if debtor is not None:
                 host.unguard_reads(debtor.variable, self.before_look)
         self.tables, self.debtors = (), ()
+
+
+def _settle(debtor: OwedNoise) -> None:
+    """Draws what a table owes, and knows what it is then."""
+    owner = owner_of([debtor.variable])
+    if owner is not None:
+        owner.look([debtor.variable], "in a fit, before owed noise was drawn")
+    debtor.settle()
+    last_values.leave([debtor.variable])
 
 
 def who_may_look(callbacks: Sequence[Any]) -> str:

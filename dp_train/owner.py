@@ -10,7 +10,8 @@ know, and a remark in the ledger says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self, final
 
 import keras
@@ -37,6 +38,7 @@ class Owner:
     def __init__(self, ledger: Ledger | None = None) -> None:
         self._ledger = Ledger() if ledger is None else ledger
         self._heir: Owner | None = None
+        self._is_reading = False
 
     @property
     def ledger(self) -> Ledger:
@@ -76,10 +78,26 @@ class Owner:
             with_samples: as in last_values.are_as_left.
         """
         weights = list(weights)
+        if self._last()._is_reading:
+            return
         if not last_values.are_as_left(weights, with_samples):
             self.note_change(when)
             # So that it is told once.
             last_values.leave(weights)
+
+    @contextmanager
+    def reading(self, weights: list[keras.Variable]) -> Iterator[None]:
+        """A file that holds this ledger is read into weights; Keras looks meanwhile."""
+        self.own(weights)
+        # Not all of them need be in the file.
+        self.look(weights, "before a file was read")
+        owner = self._last()
+        owner._is_reading = True
+        try:
+            yield
+        finally:
+            owner._is_reading = False
+        last_values.record(weights)
 
     def note_change(self, when: str) -> None:
         """Lets every report say that something else than releases moved the weights.
@@ -139,10 +157,13 @@ def keep_through(kind: type[keras.callbacks.Callback]) -> None:
     def before(model: keras.Model) -> None:
         owner = owner_of(model.weights)
         if owner is not None:
-            owner.look(model.weights, f"in a fit, before {kind.__name__}")
+            owner.look(moved(model), f"in a fit, before {kind.__name__}")
 
     def after(model: keras.Model) -> None:
-        last_values.leave(model.weights)
+        last_values.leave(moved(model))
+
+    def moved(model: keras.Model) -> list[keras.Variable]:
+        return [*model.weights, *getattr(model.optimizer, "variables", ())]
 
     host.wrap_hooks(kind, before, after)
 

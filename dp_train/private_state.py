@@ -72,7 +72,7 @@ class PrivacyState:
             *model.variables,
             *model_checks.metric_variables(model),
             *model.optimizer.variables,
-            *last_values.kept_of(model.trainable_variables),
+            *last_values.kept_of([*model.weights, *model.optimizer.slots]),
             *self.owing.state,
             *(self.releases, self.limit, self.expected_batch_size),
         ]
@@ -178,7 +178,7 @@ def check_step(model: Any, release: Any, metrics: Any) -> None:
             *model.trainable_variables,
             *model.optimizer.variables,
             *state.owing.state,
-            *last_values.kept_of(model.trainable_variables),
+            *last_values.kept_of([*model.trainable_variables, *model.optimizer.slots]),
             state.releases,
         ],
         may_not_read=written,
@@ -217,13 +217,14 @@ def recorded(model: Any, is_step: bool = False) -> Iterator[None]:
         owner.look(model.trainable_variables, "before a step", with_samples=False)
         yield
         return
-    owner.look(model.weights, "between two fits")
-    last_values.record_unknown(model.weights)
+    watched = [*model.weights, *model.optimizer.slots]
+    owner.look(watched, "between two fits")
+    last_values.record_unknown(watched)
     state.outside.begin()
     try:
         yield
     finally:
-        owner.look(model.weights, "in a fit")
+        owner.look(watched, "in a fit")
         if not state.outside.are_as_left():
             owner.note_change("in a fit, in a variable that the step reads")
         last_values.record(model.weights)

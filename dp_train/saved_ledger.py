@@ -36,12 +36,9 @@ def _reading(model: Any, data: bytes | None) -> Iterator[None]:
     if data is None:
         yield
         return
-    owner, weights = Owner.from_bytes(data), list(getattr(model, "weights", ()))
-    owner.own(weights)
-    # Not all of them need be in the file.
-    owner.look(weights, "before a file was read")
-    yield
-    last_values.record(weights)
+    with Owner.from_bytes(data).reading(list(getattr(model, "weights", ()))):
+        yield
+    last_values.leave(getattr(getattr(model, "optimizer", None), "variables", ()))
 
 
 @contextmanager
@@ -83,5 +80,5 @@ def _read_for(weight: Any, data: bytes) -> None:
     last_values.expect(weight, data[:length])
 
 
-host_files.keep_in_checkpoints(_written_for, _read_for)
+host_files.keep_in_checkpoints(_written_for, _read_for, last_values.was_read)
 host_files.keep_beside_weights(_written, _reading, _checked)

@@ -44,7 +44,7 @@ from dp_train.owner import Owner
 from dp_train.replicas import check_strategy
 from dp_train.sampling import UnverifiedSampling
 from dp_train.sizes import FixedSizes
-from dp_train.values import Debtor, Sampling
+from dp_train.values import Sampling
 
 _FUSED_FROM = 1 << 19
 """Numbers in the weights from which a compiled update is quicker."""
@@ -160,9 +160,6 @@ class DPOptimizer(keras.optimizers.Optimizer):
     @property
     def ledger(self) -> Ledger:
         """Every release made with this optimizer, or from weights that it moved."""
-        if self.built and tf.executing_eagerly():
-            weights = host.optimizer_of_build(self)
-            self._account.owner.look(weights, "after the last release")
         return self._account.ledger
 
     @property
@@ -193,7 +190,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             )
         multiplier = checked_noise_multiplier(noise_multiplier)
         if multiplier is not None and multiplier != self._noise_multiplier:
-            looking.note_new_noise(multiplier, self.ledger)
+            looking.note_new_noise(multiplier, self._account.ledger)
         self._noise_multiplier = multiplier
 
     # ------------------------------------------------------------------ one release
@@ -294,7 +291,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 noise_source if multiplier > 0 else "none",
                 None if digest is None else int(digest),
             )
-            last_values.forget(variables)
+            last_values.forget([*variables, *self.slots])
             return multiplier * bound
 
         gradients = release.gradients
@@ -319,8 +316,13 @@ class DPOptimizer(keras.optimizers.Optimizer):
         shapes = [tuple(variables[i].shape) for i in now]
         is_wide = any(g.dtype == tf.float64 for g in gradients)
         dtype = tf.float64 if is_wide else tf.float32
-        samples = self._samples_beside(debtors)
-        known = [samples.are_as_left()]
+        owing = Samples([v for v, d in zip(variables, debtors, strict=True) if d])
+        moved = [v for v, d in zip(variables, debtors, strict=True) if not d]
+        samples = self._sampled([*moved, *self.slots], release.fixed)
+        are_as_left = samples.are_as_left()
+        if release.are_tables_as_left is not None:
+            are_as_left &= release.are_tables_as_left
+        known = [are_as_left]
         if release.digest is not None:
             known.append(release.digest)
         drawn, stddev = draw_noise(
@@ -360,16 +362,22 @@ class DPOptimizer(keras.optimizers.Optimizer):
         else:
             update()
         samples.leave()
+        owing.leave()
 
-    def _samples_beside(self, debtors: Sequence[Debtor | None]) -> Samples:
-        """Samples of the weights that nothing moves but releases, as debtors do."""
-        pairs = zip(host.optimizer_of_build(self), debtors, strict=True)
-        owing = {id(v): v for v, debtor in pairs if debtor is not None}
-        weights = [v for v in host.optimizer_of_build(self) if id(v) not in owing]
-        last_values.forget_samples(owing.values())
-        if list(map(id, self._samples.weights)) != list(map(id, weights)):
-            self._samples = Samples(weights)
+    def _sampled(
+        self, moved: Sequence[keras.Variable], fixed: Sequence[keras.Variable]
+    ) -> Samples:
+        """Samples of what only releases move, and of what nothing moves."""
+        samples = self._samples
+        before, now = (samples.weights, samples.fixed), (moved, fixed)
+        if [list(map(id, v)) for v in before] != [list(map(id, v)) for v in now]:
+            self._samples = Samples(moved, fixed)
         return self._samples
+
+    @property
+    def slots(self) -> list[keras.Variable]:
+        """What the inner optimizer keeps of earlier updates, but for its counts."""
+        return [v for v in self.inner_optimizer.variables if len(v.shape)]
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -478,7 +486,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             sampling.event(GaussianEvent(self._known_noise_multiplier())),
             steps_of(fit),
             self.l2_norm_clip,
-            self.ledger,
+            self._account.ledger,
             delta_of(looking.flat(fit["callbacks"]), population),
             is_shown=bool(fit["verbose"]),
         )
@@ -623,7 +631,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
             "expected_batch_size": self.expected_batch_size,
             "noise_source": self.noise_source,
             "lazy_noise": self.lazy_noise,
-            "ledger": self.ledger.to_json(),
+            "ledger": self._account.ledger.to_json(),
         }
 
     @classmethod
@@ -649,7 +657,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
     def save_own_variables(self, store: Any) -> None:
         """The variables, and the ledger as bytes: also without any model."""
         super().save_own_variables(store)
-        text = self.ledger.to_json().encode()
+        text = self._account.ledger.to_json().encode()
         store["ledger"] = np.frombuffer(text, np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
@@ -657,7 +665,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
         values = {key: store[key] for key in store.keys()}
         text = values.pop("ledger", None)
         if text is not None:
-            self.ledger.merge(Ledger.from_json(bytes(np.asarray(text)).decode()))
+            self._account.ledger.merge(
+                Ledger.from_json(bytes(np.asarray(text)).decode())
+            )
         super().load_own_variables(values)
 
 

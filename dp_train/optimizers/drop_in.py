@@ -110,7 +110,7 @@ class StepInFit(NamedTuple):
             may_write=[
                 *contents.variables,
                 *optimizer.variables,
-                *last_values.kept_of(contents.variables),
+                *last_values.kept_of([*contents.variables, *optimizer.slots]),
                 self.keys.state,
             ],
             may_not_read=self.metrics,
@@ -140,7 +140,7 @@ class PlainFits:
             *model.variables,
             *step.metrics,
             *optimizer.variables,
-            *last_values.kept_of(model.trainable_variables),
+            *last_values.kept_of([*model.weights, *optimizer.slots]),
             *host.seed_states(model),
             step.keys.state,
         ]
@@ -162,12 +162,13 @@ class PlainFits:
         if fit is None or self._model is None:
             return
         before, self._made = self._made, ledger.total
-        if before:
+        made, planned = ledger.total - before, steps_of(fit)
+        # A fit that was interrupted has no end of its own.
+        if before or (planned is not None and made > planned):
             looking.note_another_fit(ledger)
         if not self._is_looked_at:
             _look_at(fit, ledger)
         self._is_looked_at = False
-        made, planned = ledger.total - before, steps_of(fit)
         if fit["self"].stop_training and made and (planned is None or made < planned):
             looking.note_stop(ledger, made, planned)
 
@@ -233,6 +234,7 @@ def clipped_sum_in_fit(
         data_free_gradients=tuple(data_free_gradients(model, variables)),
         digest=digest_of(rows),
         is_reached=is_reached,
+        fixed=tuple(model.non_trainable_weights),
     )
     end = len(_graph().get_operations())
     keys.renew()

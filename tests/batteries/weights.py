@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import tempfile
@@ -15,7 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 import dp_train
-from tests.batteries.releases import STEPS, fit, rows, small_model
+from tests.batteries.releases import (
+    STEPS,
+    PlannedError,
+    RaiseAt,
+    fit,
+    rows,
+    small_model,
+)
 from tests.batteries.training import private
 
 
@@ -284,6 +292,78 @@ def _after_a_checkpoint(model: Any) -> None:
     _set_weights(model)
 
 
+def _momentum_in_a_callback(model: Any) -> None:
+    inner = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(
+        dp_train.DPOptimizer(inner, l2_norm_clip=1.0, noise_multiplier=1.0), loss="mse"
+    )
+
+    def assign(*given: Any) -> None:
+        del given
+        for slot in model.optimizer.slots:
+            slot.assign(slot + 1)
+
+    with warnings.catch_warnings():
+        # NumPy 2, of how Keras 3.15 compares optimizers.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fit(model, keras.callbacks.LambdaCallback(on_epoch_begin=assign), steps=2)
+
+
+def _frozen_in_a_loop(model: Any) -> None:
+    frozen = keras.layers.Dense(3, trainable=False)
+    outer = private(
+        keras.Sequential([keras.Input((3,)), frozen, *model.layers]),
+        noise_multiplier=1.0,
+    )
+    for _ in range(2):
+        outer.train_on_batch(*(a[:4] for a in rows()))
+        frozen.kernel.assign(frozen.kernel + 1)
+
+
+def _frozen_and_put_back(model: Any) -> None:
+    frozen = keras.layers.Dense(3, trainable=False)
+    outer = private(
+        keras.Sequential([keras.Input((3,)), frozen, *model.layers]),
+        noise_multiplier=1.0,
+    )
+
+    def add(number: float) -> Callable[..., None]:
+        return lambda *_: frozen.kernel.assign(frozen.kernel + number)
+
+    there_and_back = keras.callbacks.LambdaCallback(
+        on_epoch_begin=add(1.0), on_epoch_end=add(-1.0)
+    )
+    fit(outer, there_and_back, steps=2)
+
+
+def _table_that_owes(model: Any) -> None:
+    table = keras.layers.Embedding(1 << 13, 64)
+    outer = dp_train.make_private(
+        keras.Sequential(
+            [
+                keras.Input((3,), dtype="int32"),
+                table,
+                keras.layers.GlobalAveragePooling1D(),
+                keras.layers.Dense(3),
+                *model.layers,
+            ]
+        )
+    )
+    optimizer = dp_train.DPSGD(
+        0.1, l2_norm_clip=1.0, noise_multiplier=1.0, lazy_noise=True
+    )
+    outer.compile(optimizer, loss="mse")
+    x, y = rows()
+    words = (x > 0).astype("int32")
+    outer.fit(words, y, batch_size=4, verbose=0)
+    assert any("owes" in note for note in outer.privacy_plan().notes)
+    assert not statement(outer)[1], "Owed noise is reported as foreign."
+    assign = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: table.embeddings.assign(table.embeddings + 1)
+    )
+    outer.fit(words, y, batch_size=4, verbose=0, callbacks=[assign])
+
+
 def _before_the_next_batch(model: Any) -> None:
     _set_weights(model)
     model.train_on_batch(*(a[:4] for a in rows()))
@@ -296,6 +376,10 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "set_weights between batches": _before_the_next_batch,
     "in a loop of one's own": _between_steps_of_a_loop,
     "after a checkpoint": _after_a_checkpoint,
+    "momentum": _momentum_in_a_callback,
+    "a frozen layer between batches": _frozen_in_a_loop,
+    "a frozen layer, and back": _frozen_and_put_back,
+    "a table that owes": _table_that_owes,
     "a layer that is frozen": _frozen_in_a_callback,
     "a pipeline": _in_a_pipeline,
     "a plain step in a callback": _plain_step_in_a_callback,
@@ -353,6 +437,38 @@ def _best(folder: Path) -> Any:
     return model
 
 
+def _back_to_a_file(name: str) -> Callable[[Path], Any]:
+    def way(folder: Path) -> Any:
+        model = _averaged()
+        fit(model, steps=2)
+        path = folder / name
+        checkpoint = tf.train.Checkpoint(model=model)
+        if name == "checkpoint":
+            path = checkpoint.save(str(path))
+        else:
+            model.save_weights(path)
+        fit(model, steps=2)
+        if name == "checkpoint":
+            checkpoint.restore(path)
+        else:
+            model.load_weights(path)
+        fit(model, steps=2)
+        return model
+
+    return way
+
+
+def _restarted(folder: Path) -> Any:
+    """Training that was stopped, and goes on in a model of another process."""
+    for stopped in (True, False):
+        model = _averaged()
+        backup = keras.callbacks.BackupAndRestore(folder / "backup")
+        stop = RaiseAt(PlannedError(), 1) if stopped else keras.callbacks.Callback()
+        with contextlib.suppress(PlannedError):
+            fit(model, backup, stop, steps=2, epochs=3)
+    return model
+
+
 def _early() -> Any:
     return keras.callbacks.EarlyStopping(
         "loss", mode="max", patience=0, restore_best_weights=True
@@ -370,6 +486,9 @@ NO_CHANGES: dict[str, Callable[[Path], Any]] = {
     "plain fit": _twice(_drop_in),
     "EarlyStopping in plain fit": _twice(_drop_in, _early),
     "a file that was saved": _best,
+    "back to weights": _back_to_a_file("1.weights.h5"),
+    "back to a checkpoint": _back_to_a_file("checkpoint"),
+    "BackupAndRestore": _restarted,
 }
 
 

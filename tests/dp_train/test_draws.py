@@ -429,3 +429,39 @@ def aligned(*arrays):
         found = space[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
         found[:] = a
         yield found
+
+
+@pytest.mark.parametrize("way", ["new loader", "copy", "sums"])
+def test_batches_left_behind_with_their_loader_are_reported(way):
+    model = compiled()
+    x, y = data()
+    loader = dp_train.PoissonLoader(x, y, batch_size=20, steps_per_epoch=1)
+    for i in range(3):
+        (batch,) = loader
+        if i < 2 and way != "sums":
+            loader = (
+                copy.copy(loader)
+                if way == "copy"
+                else dp_train.PoissonLoader(x, y, batch_size=20, steps_per_epoch=1)
+            )
+            continue
+        clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+        if i < 2:
+            loader = dp_train.PoissonLoader(x, y, batch_size=20, steps_per_epoch=1)
+    model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+    (remark,) = model.privacy_ledger.remarks
+    assert remark.caveat == "chosen_by_looking"
+    assert "another loader" in remark.detail
+
+
+def test_batches_of_a_loader_that_are_all_released_are_not_reported():
+    model = compiled()
+    x, y = data()
+    # Not the examples that other tests left behind.
+    loaders = [dp_train.PoissonLoader(x + 2, y, batch_size=20) for _ in range(2)]
+    for loader in loaders:
+        next(iter(loader))
+        for batch in loader:
+            clipped = dp_train.clipped_gradients(model, batch, l2_norm_clip=1.0)
+            model.optimizer.apply_clipped_sum(clipped, model.trainable_variables)
+    assert model.privacy_ledger.remarks == ()
