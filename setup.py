@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent
 # Read as text: importing the package would need its dependencies while installing them.
 VERSION = re.search(
     r'^__version__ = "([^"]+)"$',
-    (ROOT / "accounting" / "__init__.py").read_text(encoding="utf-8"),
+    (ROOT / "accounting" / "_version.py").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
 if VERSION is None:
-    raise RuntimeError('accounting/__init__.py has no line __version__ = "..."')
+    raise RuntimeError('accounting/_version.py has no line __version__ = "..."')
 
 README = ROOT / "README.md"
 

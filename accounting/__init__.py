@@ -1,12 +1,8 @@
 """Privacy accounting: what was released, and what it reveals at most."""
 
-__version__ = "0.1.0"
-
-from accounting import calibrate, tradeoff
+from accounting._version import __version__
 from accounting.accountant import Accountant, Bounds, ComposingAccountant
-from accounting.calibrate import BudgetSpentError
-from accounting.correlated import matrix_mechanism, tree_aggregation
-from accounting.default import DefaultAccountant
+from accounting.budget import BudgetSpentError, RenyiFilter, RenyiOdometer, calibrate
 from accounting.events import (
     ApproximateEvent,
     DiscreteGaussianEvent,
@@ -15,24 +11,26 @@ from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
     LaplaceEvent,
+    Ledger,
     MixtureOfGaussiansEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
     PureEvent,
     RandomAllocationEvent,
     RandomizedResponseEvent,
+    Release,
     TruncatedPoissonSampledEvent,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
     ZeroConcentratedEvent,
     event_from_dict,
+    matrix_mechanism,
+    tree_aggregation,
     user_level,
 )
-from accounting.filters import RenyiFilter, RenyiOdometer
-from accounting.ledger import Ledger, Release
-from accounting.pld import PldAccountant
+from accounting.pld import DefaultAccountant, PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
-from accounting.report import PrivacyReport, privacy_report
+from accounting.report import PrivacyReport, privacy_report, tradeoff
 
 __all__ = [
     "Accountant",

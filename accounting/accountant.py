@@ -8,15 +8,17 @@ import abc
 import dataclasses
 import decimal
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from accounting.events import (
     Event,
+    Ledger,
+    NeighboringRelation,
     UnsupportedEventError,
     checked_count,
     merge_counts,
 )
-from accounting.mechanisms import (
+from accounting.events.normal_form import (
     FREE,
     Composition,
     Mechanism,
@@ -26,10 +28,6 @@ from accounting.mechanisms import (
     without_failures,
 )
 from accounting.promise import Promise
-from accounting.relations import NeighboringRelation
-
-if TYPE_CHECKING:
-    from accounting.ledger import Ledger
 
 # Above the rounding of a chance of failure.
 _ROUNDED = 1e-14

@@ -14,18 +14,24 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from accounting.asked import plan_of, statement_of
-from accounting.calibrate import BudgetSpentError
-from accounting.events import UnsupportedEventError
-from accounting.ledger import Ledger
-from accounting.ledger_files import read_ledger
-from accounting.plan import ACCOUNTANTS, DEFAULT_ACCOUNTANT, PROGRAM, described, solve
-from accounting.plan_text import text
-from accounting.plots import PlotError, draw
-from accounting.report import package_version, privacy_report
-from accounting.samplings import SAMPLINGS
-from accounting.typed import UsageError
-from accounting.users import composed_for_users
+from accounting.budget import BudgetSpentError
+from accounting.cli.arguments import plan_of, statement_of
+from accounting.cli.ledger_files import read_ledger
+from accounting.cli.numbers import UsageError
+from accounting.cli.plan import (
+    ACCOUNTANTS,
+    DEFAULT_ACCOUNTANT,
+    PROGRAM,
+    described,
+    solve,
+)
+from accounting.cli.sampling_schemes import SAMPLINGS
+from accounting.cli.text import text
+from accounting.events import Ledger, UnsupportedEventError
+from accounting.report import privacy_report
+from accounting.report.plots import PlotError, draw
+from accounting.report.statement import package_version
+from accounting.report.users import composed_for_users
 
 _DESCRIPTION = f"""\
 How much a DP-SGD training reveals about any one example: epsilon at delta.

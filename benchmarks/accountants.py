@@ -44,9 +44,9 @@ from accounting import (  # noqa: E402
     PoissonSampledEvent,
     RdpAccountant,
     calibrate,
-    pld,
-    rdp,
 )
+from accounting.pld import accountant as pld  # noqa: E402
+from accounting.rdp import accountant as rdp  # noqa: E402
 
 Setting = tuple[float, float, int, float]
 

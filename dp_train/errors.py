@@ -1,6 +1,6 @@
 """The errors that dp_train raises on purpose; each message names the fix."""
 
-from accounting.calibrate import BudgetSpentError
+from accounting import BudgetSpentError
 
 
 class NotPrivateError(Exception):

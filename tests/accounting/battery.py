@@ -16,7 +16,9 @@ from accounting.events import (
     Event,
     GaussianEvent,
     LaplaceEvent,
+    Ledger,
     MixtureOfGaussiansEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
     PureEvent,
     RandomAllocationEvent,
@@ -28,8 +30,6 @@ from accounting.events import (
     event_from_dict,
     user_level,
 )
-from accounting.ledger import Ledger
-from accounting.relations import NeighboringRelation
 
 DELTA = 1e-6
 

@@ -6,11 +6,15 @@ import mpmath
 import numpy as np
 import pytest
 
-from accounting.allocation import allocation_losses
-from accounting.events import GaussianEvent, RandomAllocationEvent
-from accounting.linear_grid import _hull, lowered_dots, spread_up, step_of
+from accounting.events import GaussianEvent, NeighboringRelation, RandomAllocationEvent
 from accounting.pld import PldAccountant
-from accounting.relations import NeighboringRelation
+from accounting.privacy_loss.lognormal_sums import (
+    _hull,
+    lowered_dots,
+    spread_up,
+    step_of,
+)
+from accounting.privacy_loss.random_allocation import allocation_losses
 
 
 def allocated(bins: int, noise: float) -> RandomAllocationEvent:

@@ -6,17 +6,16 @@ import math
 import pytest
 
 from accounting import calibrate
-from accounting.calibrate import BudgetSpentError
-from accounting.default import DefaultAccountant
+from accounting.budget import BudgetSpentError
 from accounting.events import (
     GaussianEvent,
+    Ledger,
+    NeighboringRelation,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
-from accounting.ledger import Ledger
-from accounting.pld import PldAccountant
+from accounting.pld import DefaultAccountant, PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from tests.accounting.battery import sampled
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE

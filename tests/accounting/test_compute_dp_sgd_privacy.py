@@ -8,21 +8,20 @@ import sys
 import pytest
 
 import accounting
+from accounting.cli.plan import PROGRAM
 from accounting.compute_dp_sgd_privacy import main
-from accounting.default import DefaultAccountant
 from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
+    Ledger,
+    NeighboringRelation,
     RandomAllocationEvent,
     TruncatedPoissonSampledEvent,
     event_from_dict,
     user_level,
 )
-from accounting.ledger import Ledger
-from accounting.plan import PROGRAM
-from accounting.pld import PldAccountant
+from accounting.pld import DefaultAccountant, PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from accounting.report import privacy_report
 from tests.accounting.battery import sampled
 

@@ -7,14 +7,12 @@ import dp_accounting
 import numpy as np
 import pytest
 
-from accounting import (
-    PldAccountant,
-    RdpAccountant,
-    matrix_mechanism,
-    tree_aggregation,
+from accounting import PldAccountant, RdpAccountant, matrix_mechanism, tree_aggregation
+from accounting.events import (
+    NeighboringRelation,
+    UnsupportedEventError,
+    UnverifiedSamplingEvent,
 )
-from accounting.events import UnsupportedEventError, UnverifiedSamplingEvent
-from accounting.relations import NeighboringRelation
 
 
 def true_square(gram, participations: int, separation: int) -> float:

@@ -10,7 +10,6 @@ import pytest
 
 from accounting.accountant import Bounds
 from accounting.events import (
-    _EVENT_TYPES,
     ApproximateEvent,
     DiscreteGaussianEvent,
     DiscreteLaplaceEvent,
@@ -19,6 +18,7 @@ from accounting.events import (
     GaussianEvent,
     LaplaceEvent,
     MixtureOfGaussiansEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
     PureEvent,
     RandomAllocationEvent,
@@ -30,7 +30,7 @@ from accounting.events import (
     merge_counts,
     user_level,
 )
-from accounting.relations import NeighboringRelation
+from accounting.events.sampling import _EVENT_TYPES
 
 # One of each kind at least.
 EVENTS = [

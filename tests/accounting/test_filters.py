@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from accounting.calibrate import MOST_STEPS, BudgetSpentError
+from accounting.budget import BudgetSpentError, RenyiFilter, RenyiOdometer
+from accounting.budget.calibrate import MOST_STEPS
 from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
+    NeighboringRelation,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
-from accounting.filters import RenyiFilter, RenyiOdometer
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from tests.accounting.battery import sampled
 
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE

@@ -6,19 +6,18 @@ import mpmath
 import numpy as np
 import pytest
 
-from accounting import grid
 from accounting.accountant import Bounds
 from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
+    Ledger,
+    NeighboringRelation,
     UnsupportedEventError,
     event_from_dict,
 )
-from accounting.fixed_size import FixedSizeLoss
-from accounting.ledger import Ledger
-from accounting.pld import PldAccountant
+from accounting.pld import PldAccountant, discretization
+from accounting.privacy_loss.fixed_size import FixedSizeLoss
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from accounting.report import privacy_report
 from tests.accounting import truth
 from tests.accounting.battery import assert_rises, sampled
@@ -46,7 +45,9 @@ def true_delta(q: float, noise: float, epsilon: float) -> float:
 def test_laws_enclose_the_larger_curve_at_every_epsilon(q, noise, step) -> None:
     loss = FixedSizeLoss(q, noise)
     high = loss.largest(1e-12)
-    lower, upper = grid.laws(loss, grid.place(loss, step, -high, high))
+    lower, upper = discretization.laws(
+        loss, discretization.place(loss, step, -high, high)
+    )
     trials = np.random.default_rng(0).uniform(-min(high, 2), min(high, 4), 25)
     with mpmath.workdps(30):
         for epsilon in trials:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from accounting import compose, grid
-from accounting.compose import Curve, Tilted, Window
-from accounting.grid import GridLaw
-from accounting.losses import ROUNDOFF, SampledGaussianLoss
+from accounting.numerics import ROUNDOFF
+from accounting.pld import composition, discretization
+from accounting.pld.composition import Curve, Tilted, Window
+from accounting.pld.discretization import GridLaw
+from accounting.privacy_loss.base import SampledGaussianLoss
 from tests.accounting import truth
 
 
@@ -40,7 +41,9 @@ def test_laws_enclose_delta_at_every_epsilon(loss, step) -> None:
     low = -high if loss.direction == "replace" or loss.q == 1 else math.log1p(-loss.q)
     low = low if loss.direction != "add" else -loss.largest(1e-12) - 3
     step = min(step, (high - low) / 8)
-    lower, upper = grid.laws(loss, grid.place(loss, step, low, high))
+    lower, upper = discretization.laws(
+        loss, discretization.place(loss, step, low, high)
+    )
     assert np.all(lower.masses >= 0) and np.all(upper.masses >= 0)
     generator = np.random.default_rng(0)
     trials = generator.uniform(low - step, high, 25)
@@ -63,7 +66,9 @@ def test_both_laws_err_by_the_square_of_the_step(loss) -> None:
     low = -high if loss.direction != "remove" else math.log1p(-loss.q * 0.999999)
     gaps = []
     for step in (high / 100, high / 200):
-        lower, upper = grid.laws(loss, grid.place(loss, step, low, high))
+        lower, upper = discretization.laws(
+            loss, discretization.place(loss, step, low, high)
+        )
         # The mean of e^L - 1 - L weighs the whole law.
         weights = [
             math.fsum(law.masses * (np.expm1(-law.losses) + law.losses))
@@ -75,29 +80,29 @@ def test_both_laws_err_by_the_square_of_the_step(loss) -> None:
 
 def test_upper_law_alone_is_the_upper_law() -> None:
     loss = LOSSES[0]
-    cells = grid.place(loss, 0.01, math.log1p(-loss.q), loss.largest(1e-9))
-    _, upper = grid.laws(loss, cells)
-    alone = grid.upper_law(loss, cells)
+    cells = discretization.place(loss, 0.01, math.log1p(-loss.q), loss.largest(1e-9))
+    _, upper = discretization.laws(loss, cells)
+    alone = discretization.upper_law(loss, cells)
     assert np.allclose(alone.masses, upper.masses, rtol=1e-9, atol=1e-18)
 
 
 def test_hull_takes_out_kinks_and_keeps_mass_of_both_measures() -> None:
     h = 0.1
     masses = np.array([0.3, 0.2, -0.05, 0.25, 0.3])
-    hull = grid._hull(masses, h)
+    hull = discretization._hull(masses, h)
     assert np.all(hull >= 0)
     assert hull[2] == 0
     losses = h * np.arange(5)
     for power in (0.0, -1.0):
         weight = np.exp(power * losses)
         assert hull @ weight == pytest.approx(masses @ weight, rel=1e-13)
-    below = grid._hull(np.array([-0.1, 0.5, 0.5]), h)
+    below = discretization._hull(np.array([-0.1, 0.5, 0.5]), h)
     assert below[0] == 0
     assert below[1] == pytest.approx(0.5 - 0.1 * math.exp(h), rel=1e-13)
 
 
 def test_hull_claims_nothing_where_it_finds_none() -> None:
-    assert not grid._hull(np.array([0.5, -0.6, -0.1]), 0.1).any()
+    assert not discretization._hull(np.array([0.5, -0.6, -0.1]), 0.1).any()
 
 
 def curve_of(law: GridLaw, count: int, theta: float, window: Window, *, upper: bool):
@@ -207,7 +212,7 @@ def test_complex_logarithm_and_exponential_keep_small_digits() -> None:
     f = size * np.exp(2j * math.pi * generator.random(200))
     with mpmath.workdps(40):
         for value, log, exponential in zip(
-            f, compose._log_one_plus(f), compose._expm1(f), strict=True
+            f, composition._log_one_plus(f), composition._expm1(f), strict=True
         ):
             exact = mpmath.log(1 + mpmath.mpc(complex(value)))
             # Relative to |f| / |1 + f|, which is what a rounding of f makes of it.
@@ -224,7 +229,9 @@ def test_lower_law_survives_next_to_what_is_nearly_an_atom(q, noise) -> None:
     """Middles alone would press the dots below 0; every tangent is a valid choice."""
     loss = SampledGaussianLoss(q, noise, "replace")
     step, high = 5e-3, loss.largest(1e-24)
-    lower, upper = grid.laws(loss, grid.place(loss, step, -0.01, high))
+    lower, upper = discretization.laws(
+        loss, discretization.place(loss, step, -0.01, high)
+    )
     with mpmath.workdps(40):
         for epsilon in np.linspace(-0.02, 0.9 * high, 30):
             expected = truth.one_release("replace", q, noise, epsilon)

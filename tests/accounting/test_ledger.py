@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from accounting.events import (
     GaussianEvent,
+    Ledger,
+    NeighboringRelation,
     PoissonSampledEvent,
+    Release,
     UnverifiedSamplingEvent,
 )
-from accounting.ledger import Ledger, Release
-from accounting.relations import NeighboringRelation
 
 EVENTS = [
     GaussianEvent(1.0),

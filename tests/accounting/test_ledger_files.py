@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from accounting import GaussianEvent, Ledger, PoissonSampledEvent
+from accounting.cli.ledger_files import LedgerFileError, read_ledger
 from accounting.compute_dp_sgd_privacy import main
-from accounting.ledger_files import LedgerFileError, read_ledger
 
 EVENT = PoissonSampledEvent(0.01, GaussianEvent(1.0))
 

@@ -6,15 +6,15 @@ import mpmath
 import numpy as np
 import pytest
 
-from accounting import discrete, grid
-from accounting.dominating import truncation
 from accounting.events import ApproximateEvent, GaussianEvent
-from accounting.laplace import LaplaceLoss
-from accounting.losses import SampledGaussianLoss
-from accounting.mixtures import GaussianMixtureLoss, WeightedLoss
-from accounting.pld import PldAccountant
+from accounting.pld import PldAccountant, discretization
+from accounting.privacy_loss import discrete
+from accounting.privacy_loss.base import SampledGaussianLoss
+from accounting.privacy_loss.dominating_pairs import truncation
+from accounting.privacy_loss.laplace import LaplaceLoss
+from accounting.privacy_loss.mixtures import GaussianMixtureLoss, WeightedLoss
+from accounting.privacy_loss.poisson_sampled import SampledLoss
 from accounting.rdp import RdpAccountant
-from accounting.sampled import SampledLoss
 from tests.accounting import truth
 from tests.accounting.test_grid import delta_of
 
@@ -167,13 +167,13 @@ def test_laws_enclose_delta_at_every_epsilon(name, step) -> None:
     loss, expected_at = CASES[name]
     high = loss.largest(1e-20)
     low = -max(high, 1.0)
-    placed = grid.place(loss, step, low, high)
-    spaced = loss.lattice is not None and grid.aligned(
+    placed = discretization.place(loss, step, low, high)
+    spaced = loss.lattice is not None and discretization.aligned(
         loss.lattice[1] / math.ceil(loss.lattice[1] / step), loss.lattice[0], low, high
     )
     trials = np.random.default_rng(5).uniform(-min(high, 2), min(high, 4), 20)
     for cells in filter(None, (placed, spaced)):
-        lower, upper = grid.laws(loss, cells)
+        lower, upper = discretization.laws(loss, cells)
         with mpmath.workdps(40):
             for epsilon in trials:
                 expected = float(expected_at(epsilon))
@@ -232,7 +232,9 @@ def test_weighted_pair_is_the_mean_of_both() -> None:
     near = SampledGaussianLoss(0.1, 1.0, "remove")
     far = SampledGaussianLoss(0.05, 0.5, "remove")
     loss = WeightedLoss(((0.8, near), (0.2, far)), 1e-12, near)
-    lower, upper = grid.laws(loss, grid.place(loss, 0.01, -0.2, loss.largest(1e-15)))
+    lower, upper = discretization.laws(
+        loss, discretization.place(loss, 0.01, -0.2, loss.largest(1e-15))
+    )
     with mpmath.workdps(30):
         for epsilon in (-0.05, 0.0, 0.3, 2.0):
             expected = 0.8 * truth.one_release("remove", 0.1, 1.0, epsilon)

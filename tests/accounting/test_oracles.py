@@ -15,6 +15,7 @@ from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
     LaplaceEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
     PureEvent,
     RandomAllocationEvent,
@@ -26,7 +27,6 @@ from accounting.events import (
 )
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from tests.accounting.battery import gaussian_delta
 
 ADD, REPLACE, ZERO = NeighboringRelation
@@ -213,7 +213,7 @@ def test_renyi_bound_is_above_the_bracket_for_all_of_them_together() -> None:
 @pytest.mark.parametrize("t", [0.3, 1.0, 4.0, 50.0, 3000.0])
 def test_moments_of_laplace_are_the_closed_form(t) -> None:
     """Mironov 2017 (arXiv:1702.07476), Table II, for a scale of 2."""
-    from accounting.moments import moments_of
+    from accounting.rdp import moments_of
 
     order, scale = 1 + t, 2.0
     expected = np.logaddexp(

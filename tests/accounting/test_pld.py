@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant as TheirPldAccountant
 
-from accounting import closed_form, spectral
-from accounting.bracket import RELATIVE_WIDTH, DeltaAt, EpsilonAt, bracket
 from accounting.events import (
     DiscreteGaussianEvent,
     GaussianEvent,
     LaplaceEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
     PureEvent,
 )
-from accounting.losses import SampledGaussianLoss, losses_of
-from accounting.mechanisms import SampledGaussian
-from accounting.pld import PldAccountant
+from accounting.events.normal_form import SampledGaussian
+from accounting.pld import PldAccountant, closed_form, contour_integral
+from accounting.pld.bound_search import RELATIVE_WIDTH, DeltaAt, EpsilonAt, bracket
+from accounting.privacy_loss.base import SampledGaussianLoss, losses_of
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 from tests.accounting import truth
 from tests.accounting.battery import AccountantBattery, sampled
 from tests.accounting.settings import SETTINGS
@@ -92,7 +91,7 @@ def test_bracket_holds_the_spectral_value_in_a_random_sweep(relation) -> None:
         assert bounds.lower <= classic.epsilon(delta).upper * (1 + 1e-9)
         mechanism = SampledGaussian(q, noise)
         points = [
-            spectral.epsilon_at([(loss, steps)], delta)
+            contour_integral.epsilon_at([(loss, steps)], delta)
             for loss in losses_of(mechanism, relation)
         ]
         for point in points:
@@ -182,7 +181,7 @@ def test_composition_is_the_integral_in_many_digits(
     terms = [(SampledGaussianLoss(q, noise, direction), count)]
     with mpmath.workdps(25):
         expected = truth.composed(direction, q, noise, count, epsilon, theta)
-    point = spectral.delta_at(terms, epsilon)
+    point = contour_integral.delta_at(terms, epsilon)
     assert point.converged
     assert point.value == pytest.approx(expected, rel=1e-9)
     bounds = bracket(DeltaAt(epsilon), [terms], 1.0)
@@ -271,7 +270,7 @@ def test_spectral_value_says_that_it_is_not_to_be_trusted() -> None:
     """Rare losses that decide: the integrand has no end, or delta no saddle point."""
     for name, q, noise, steps, delta, true_epsilon in SETTINGS:
         terms = [(SampledGaussianLoss(q, noise, "remove"), steps)]
-        point = spectral.epsilon_at(terms, delta)
+        point = contour_integral.epsilon_at(terms, delta)
         if point.converged:
             assert point.value == pytest.approx(true_epsilon, rel=SEVEN_DIGITS), name
         assert point.chernoff >= true_epsilon

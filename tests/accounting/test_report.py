@@ -6,18 +6,18 @@ import json
 import pytest
 
 import accounting
-from accounting.checklist import CAVEATS
-from accounting.default import DefaultAccountant
+from accounting.budget import RenyiOdometer
+from accounting.caveats import CAVEATS
 from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
+    Ledger,
+    NeighboringRelation,
     PoissonSampledEvent,
     UnsupportedEventError,
     UnverifiedSamplingEvent,
 )
-from accounting.filters import RenyiOdometer
-from accounting.ledger import Ledger
-from accounting.relations import NeighboringRelation
+from accounting.pld import DefaultAccountant
 from accounting.report import privacy_report
 
 POISSON = PoissonSampledEvent(0.004, GaussianEvent(1.1))

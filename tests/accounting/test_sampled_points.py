@@ -12,11 +12,11 @@ from accounting.events import (
     GaussianEvent,
     LaplaceEvent,
     MixtureOfGaussiansEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
 )
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
 
 STEP = 1e-5
 POINTS = 1 << 21

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from accounting import delta_curves, plots, tradeoff
+from accounting import tradeoff
 from accounting.accountant import Bounds, ComposingAccountant
 from accounting.events import (
     ApproximateEvent,
@@ -17,11 +17,12 @@ from accounting.events import (
     FixedSizeSampledEvent,
     GaussianEvent,
     LaplaceEvent,
+    NeighboringRelation,
     PoissonSampledEvent,
 )
 from accounting.pld import PldAccountant
 from accounting.rdp import RdpAccountant
-from accounting.relations import NeighboringRelation
+from accounting.report import delta_curves, plots
 from tests.accounting.battery import sampled
 
 RATES = [1e-5, 1e-3, 0.05, 0.3, 0.7, 0.99]
@@ -207,11 +208,11 @@ def test_picture_without_matplotlib_says_what_to_install(monkeypatch, tmp_path) 
 
 
 def test_matplotlib_is_not_loaded_with_the_package() -> None:
-    code = "import sys, accounting, accounting.plots\nprint(*sys.modules)"
+    code = "import sys, accounting.report.plots\nprint(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert "accounting.plots" in loaded
+    assert "accounting.report.plots" in loaded
     assert not any(name.startswith("matplotlib") for name in loaded)
 
 

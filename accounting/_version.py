@@ -1,0 +1,3 @@
+"""Version of both packages, the one place that has it."""
+
+__version__ = "0.1.0"
