@@ -470,7 +470,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         step = clipped_sum_in_fit(self, variables, self._sizes)
         self._announce_fit()
         if not self.built:
-            self.build(variables)
+            # With values at once, and no second trace for the variables of this one.
+            host.outside_of_tracing(lambda: self.build(variables))
         with tf.control_dependencies(tensors(step.rows)[:1]):
             self.release(seal(step.contents))
         step.check(self)

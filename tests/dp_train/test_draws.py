@@ -307,6 +307,7 @@ def again(model, drawn):
     ],
 )
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
+@pytest.mark.filterwarnings("ignore:A fit ended after 4 of 10")
 def test_pipelines_in_order_are_released(train, steps, steps_per_execution):
     model, drawn = plain(steps_per_execution)
     assert int(drawn.cardinality()) == 10
