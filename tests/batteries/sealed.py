@@ -147,7 +147,8 @@ def _written_into_the_draws(loader: Any, sgd: Any) -> None:
 
 
 def _other_draws(loader: Any, sgd: Any) -> None:
-    draws = Draws(PoissonSampling(10**6, 1), rows())
+    # Nobody is drawn in 40 steps but with probability 4e-5: there are no such rows.
+    draws = Draws(PoissonSampling(10**6, 1e-6), rows())
     loader.draws = lambda: draws
 
 
