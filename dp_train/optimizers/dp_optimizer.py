@@ -283,14 +283,15 @@ class DPOptimizer(keras.optimizers.Optimizer):
             noise_source: str, are_as_left: bool, digest: int | None = None
         ) -> float:
             multiplier, account = self._known_noise_multiplier(), release.account
-            if not are_as_left:
-                account.owner.note_change("between two steps")
             account.charge(
                 multiplier,
                 bound,
                 noise_source if multiplier > 0 else "none",
                 None if digest is None else int(digest),
             )
+            # Also of what came between the start of the first fit and its first step.
+            if not are_as_left:
+                account.owner.note_change("between two steps")
             last_values.forget([*variables, *self.slots])
             return multiplier * bound
 
