@@ -615,14 +615,19 @@ def wrap_hooks(
     before: Callable[[keras.Model], None],
     after: Callable[[keras.Model], None],
 ) -> None:
-    """From now on two functions are called around every hook but those of batches."""
+    """From now on two functions are called around every hook but those of batches.
+
+    Of instances of `kind` alone: what a subclass does in a hook nobody knows.
+    """
 
     def around(hook: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(hook)
         def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+            if type(self) is not kind:
+                return hook(self, *args, **kwargs)
             before(self.model)
             hook(self, *args, **kwargs)
-            after(self.model)
+            return after(self.model)
 
         return wrapped
 

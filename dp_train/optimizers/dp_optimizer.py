@@ -377,8 +377,9 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     @property
     def slots(self) -> list[keras.Variable]:
-        """What the inner optimizer keeps of earlier updates, but for its counts."""
-        return [v for v in self.inner_optimizer.variables if len(v.shape)]
+        """What the inner optimizer keeps of earlier updates: no counts, no rates."""
+        known = "iteration", "learning_rate"
+        return [v for v in self.inner_optimizer.variables if v.name not in known]
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -607,7 +608,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Writes averaged weights, where the inner optimizer keeps them."""
         self._account.owner.look(var_list, "in a fit, before averages were written")
         self.inner_optimizer.finalize_variable_values(var_list)
-        last_values.record(var_list)
+        last_values.leave(var_list)
         self._fits.end(self._account.owner)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:

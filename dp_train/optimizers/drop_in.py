@@ -155,6 +155,7 @@ class PlainFits:
         """A fit has ended: looks for what moved beside its releases."""
         if self._model is not None:
             owner.look(self._model.non_trainable_weights, "in a fit")
+            last_values.record(self._model.weights)
         if not self._outside.are_as_left():
             owner.note_change("in a fit, in a variable that the step reads")
         self._outside.begin()

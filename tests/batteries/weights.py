@@ -309,6 +309,48 @@ def _momentum_in_a_callback(model: Any) -> None:
         fit(model, keras.callbacks.LambdaCallback(on_epoch_begin=assign), steps=2)
 
 
+class _Looks(keras.callbacks.EarlyStopping):
+    """Changes a weight where Keras asks it for a figure."""
+
+    def get_monitor_value(self, logs: Any) -> Any:
+        kernel = self.model.layers[0].kernel
+        kernel.assign(kernel + 1)
+        return super().get_monitor_value(logs)
+
+
+def _in_a_subclass_that_restores(model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dp_train.PrivacyWarning)
+        fit(model, _Looks("loss", patience=9), steps=2, epochs=2)
+
+
+class _Scales(keras.layers.Layer):
+    def build(self, shape: Any) -> None:
+        self.scale = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, x: Any) -> Any:
+        return x * self.scale
+
+
+def _momentum_of_a_scalar(model: Any) -> None:
+    outer = dp_train.make_private(
+        keras.Sequential([keras.Input((3,)), *model.layers, _Scales()])
+    )
+    inner = keras.optimizers.SGD(0.1, momentum=0.9)
+    outer.compile(
+        dp_train.DPOptimizer(inner, l2_norm_clip=1.0, noise_multiplier=1.0), loss="mse"
+    )
+
+    def assign(*given: Any, **logs: Any) -> None:
+        del given, logs
+        for slot in outer.optimizer.slots:
+            if len(slot.shape) == 0:
+                slot.assign(slot + 1)
+
+    step = keras.callbacks.LambdaCallback(on_train_batch_end=assign)
+    fit(outer, step, steps=3)
+
+
 def _frozen_in_a_loop(model: Any) -> None:
     frozen = keras.layers.Dense(3, trainable=False)
     outer = private(
@@ -377,6 +419,8 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "in a loop of one's own": _between_steps_of_a_loop,
     "after a checkpoint": _after_a_checkpoint,
     "momentum": _momentum_in_a_callback,
+    "momentum of a scalar": _momentum_of_a_scalar,
+    "a subclass of EarlyStopping": _in_a_subclass_that_restores,
     "a frozen layer between batches": _frozen_in_a_loop,
     "a frozen layer, and back": _frozen_and_put_back,
     "a table that owes": _table_that_owes,
